@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package topology holds what the operator says: one static TOML file, the same on every
+// node, that names the nodes, their SRv6 locators and the networks. It is pure: nothing
+// here touches a kernel, and the same file always gives the same Topology and Hash.
+package topology
+
+import "net/netip"
+
+// Topology is a valid topology file. All slices are sorted by name.
+type Topology struct {
+	Underlay Underlay
+	Nodes    []*Node
+	Networks []*Network
+	Hash     Hash // of the canonical form: comments, order and spelling of the file do not matter
+}
+
+// Underlay is the routed IPv6 fabric between the nodes.
+type Underlay struct {
+	LocatorBlock  netip.Prefix // every locator lies inside
+	Encapsulation Encapsulation
+}
+
+// NodeKind says what runs on a node.
+type NodeKind uint8
+
+const (
+	KindHost   NodeKind = iota // runs the Lace agent
+	KindRouter                 // a foreign SRv6 router: decapsulates and encapsulates for one network
+)
+
+// Node is one host or router of the fabric.
+type Node struct {
+	Name     string
+	Kind     NodeKind
+	Underlay netip.Addr // IPv6 address in the underlay
+	Locator  Locator
+	Number   uint64            // the locator's bits below the block; node n owns the n-th block of a network
+	Uplinks  []string          // interface names; empty: the interfaces with a default route
+	Via      netip.Addr        // router this node uses for peers that are not on-link; invalid: the kernel's own route
+	Labels   map[string]string // free words about the node
+	Network  string            // KindRouter only: the network its packets belong to
+	SID4     netip.Addr        // KindRouter only: SID that takes IPv4 packets
+	SID6     netip.Addr        // KindRouter only: SID that takes IPv6 packets
+	Line     int               // where the file names it
+}
+
+// NetworkType is the service a network gives.
+type NetworkType uint8
+
+const (
+	L3 NetworkType = iota + 1 // routed: IP packets, one block of addresses per node
+)
+
+// Network is one isolated overlay network.
+type Network struct {
+	Name    string
+	Type    NetworkType
+	ID      NetworkID
+	Subnets []netip.Prefix // in the order of the file: blocks are counted through them
+	Line    int
+
+	blocks map[string]Block // by node name
+}
+
+// Block is a node's own part of a network: at most one prefix a family, an invalid prefix where
+// the network has no subnet of that family.
+type Block struct {
+	V4, V6 netip.Prefix
+}
+
+// Block returns the part of n that node owns. It is the zero Block where the node has none.
+func (n *Network) Block(node string) Block { return n.blocks[node] }
+
+// Gateway4 is the first host address of the IPv4 block, invalid where there is none.
+func (b Block) Gateway4() netip.Addr { return gateway(b.V4) }
+
+// Gateway6 is the first host address of the IPv6 block, invalid where there is none.
+func (b Block) Gateway6() netip.Addr { return gateway(b.V6) }
+
+func gateway(p netip.Prefix) netip.Addr {
+	if !p.IsValid() {
+		return netip.Addr{}
+	}
+	return p.Addr().Next()
+}
+
+// Node finds a node by name.
+func (t *Topology) Node(name string) (*Node, bool) {
+	for _, n := range t.Nodes {
+		if n.Name == name {
+			return n, true
+		}
+	}
+	return nil, false
+}
+
+// Network finds a network by name.
+func (t *Topology) Network(name string) (*Network, bool) {
+	for _, n := range t.Networks {
+		if n.Name == name {
+			return n, true
+		}
+	}
+	return nil, false
+}
