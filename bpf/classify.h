@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Classify: the entry at a container's veth (L3 networks). Says which container sends, whether it may,
+ * and fills the context. Next: gateway (for the gateway itself), route, error.
+ */
+#pragma once
+
+#include "lib/packet.h"
+
+#define ICMPV6_ROUTER_ADVERTISEMENT 134
+#define ICMPV6_NEIGHBOUR_SOLICITATION 135
+#define ICMPV6_NEIGHBOUR_ADVERTISEMENT 136
+
+#define ICMP_TIME_EXCEEDED_V4 11
+#define ICMP_TIME_EXCEEDED_V6 3
+
+#define DHCP_SERVER_PORT 67
+#define DHCP_CLIENT_PORT 68
+#define DHCPV6_SERVER_PORT 547
+#define DHCPV6_CLIENT_PORT 546
+
+/* Does a container act as a DHCP server? ports: source and destination, as on the wire. */
+static __always_inline bool is_dhcp_server(__u32 ports)
+{
+	return ports == bpf_htonl(DHCP_SERVER_PORT << 16 | DHCP_CLIENT_PORT) ||
+	       ports == bpf_htonl(DHCPV6_SERVER_PORT << 16 | DHCPV6_CLIENT_PORT);
+}
+
+/* Why a frame may not go further by its destination MAC; NONE for the gateway's. */
+static __always_inline enum reason check_destination_mac(const struct ethhdr *eth, const struct config *cfg)
+{
+	if (eth->h_dest[0] & 1)
+		return REASON_MULTICAST;
+	if (!same_mac(eth->h_dest, cfg->gateway.u8))
+		return REASON_NOT_FOR_GATEWAY;
+	return REASON_NONE;
+}
+
+static __always_inline int classify_v4(struct __sk_buff *skb, struct context *ctx, const struct port *port,
+				       const struct config *cfg)
+{
+	struct ethhdr *eth = packet_start(skb);
+	struct iphdr *ip = (void *)(eth + 1);
+	enum reason reason;
+	__u32 total;
+
+	if ((void *)(ip + 1) > packet_end(skb) || ip->version != 4 || ip->ihl < 5)
+		return drop(skb, REASON_MALFORMED);
+	total = skb->gso_size ? skb->len - ETH_HLEN : bpf_ntohs(ip->tot_len);
+	if (total < ip->ihl * 4u || total > skb->len - ETH_HLEN)
+		return drop(skb, REASON_MALFORMED);
+	if (!(port->flags & PORT_HAS_V4) || ip->saddr != port->v4)
+		return drop(skb, REASON_SPOOFED_ADDRESS);
+	if (ip->protocol == IPPROTO_UDP && !(ip->frag_off & bpf_htons(IP_OFFSET))) {
+		__u32 *ports = (void *)ip + ip->ihl * 4;
+
+		if ((void *)(ports + 1) <= packet_end(skb) && is_dhcp_server(*ports))
+			return drop(skb, REASON_DHCP_SERVER);
+	}
+	reason = check_destination_mac(eth, cfg);
+	if (reason)
+		return drop(skb, reason);
+	ctx->v4 = 1;
+	ctx->tos = ip->tos;
+	ctx->l3_len = total;
+	if (ip->daddr == port->gateway4)
+		return go_to(skb, STAGE_GATEWAY);
+	if (ip->ttl <= 1)
+		return refuse(skb, ctx, REASON_HOP_LIMIT, ICMP_TIME_EXCEEDED_V4, 0);
+	map_v4(&ctx->dst, ip->daddr);
+	*(__u32 *)ctx->bits = *(__u32 *)port->bits4;
+	return go_to(skb, STAGE_ROUTE);
+}
+
+/* What a container may not send over ICMPv6 and UDP whatever the destination. */
+static __always_inline enum reason check_v6_payload(struct __sk_buff *skb, const struct ipv6hdr *ip)
+{
+	const __u8 *payload = (const void *)(ip + 1);
+
+	if (payload + 4 > (const __u8 *)packet_end(skb))
+		return REASON_NONE;
+	if (ip->nexthdr == IPPROTO_ICMPV6 && payload[0] == ICMPV6_ROUTER_ADVERTISEMENT)
+		return REASON_ROUTER_ADVERTISEMENT;
+	if (ip->nexthdr == IPPROTO_UDP && is_dhcp_server(*(const __u32 *)payload))
+		return REASON_DHCP_SERVER;
+	return REASON_NONE;
+}
+
+static __always_inline bool is_neighbour_discovery(struct __sk_buff *skb, const struct ipv6hdr *ip)
+{
+	const __u8 *type = (const void *)(ip + 1);
+
+	return ip->nexthdr == IPPROTO_ICMPV6 && type + 1 <= (const __u8 *)packet_end(skb) &&
+	       (*type == ICMPV6_NEIGHBOUR_SOLICITATION || *type == ICMPV6_NEIGHBOUR_ADVERTISEMENT);
+}
+
+static __always_inline int classify_v6(struct __sk_buff *skb, struct context *ctx, const struct port *port,
+				       const struct config *cfg)
+{
+	struct ethhdr *eth = packet_start(skb);
+	struct ipv6hdr *ip = (void *)(eth + 1);
+	union addr src, dst;
+	enum reason reason;
+	__u32 total;
+
+	if ((void *)(ip + 1) > packet_end(skb) || ip->version != 6)
+		return drop(skb, REASON_MALFORMED);
+	total = skb->gso_size ? skb->len - ETH_HLEN : bpf_ntohs(ip->payload_len) + sizeof(*ip);
+	if (total > skb->len - ETH_HLEN)
+		return drop(skb, REASON_MALFORMED);
+	__builtin_memcpy(&src, &ip->saddr, sizeof(src));
+	__builtin_memcpy(&dst, &ip->daddr, sizeof(dst));
+	reason = check_v6_payload(skb, ip);
+	if (reason)
+		return drop(skb, reason);
+	if (ip->nexthdr == NEXTHDR_ROUTING || (first_half(&dst) & cfg->locator_block_mask) == cfg->locator_block)
+		return drop(skb, REASON_SRV6_FROM_CONTAINER);
+	ctx->v4 = 0;
+	ctx->tos = traffic_class(ip);
+	ctx->l3_len = total;
+	/* Neighbour discovery also comes from the link-local and the unspecified address. */
+	if (is_neighbour_discovery(skb, ip))
+		return go_to(skb, STAGE_GATEWAY);
+	if (!(port->flags & PORT_HAS_V6) || !same_addr(&src, &port->v6)) {
+		/* Every host speaks MLD and asks for routers from its link-local address. */
+		if (dst.u8[0] == 0xff && (is_link_local(&src) || is_unspecified(&src)))
+			return drop(skb, REASON_MULTICAST);
+		return drop(skb, REASON_SPOOFED_ADDRESS);
+	}
+	reason = check_destination_mac(eth, cfg);
+	if (reason)
+		return drop(skb, reason);
+	if (same_addr(&dst, &port->gateway6))
+		return go_to(skb, STAGE_GATEWAY);
+	if (ip->hop_limit <= 1)
+		return refuse(skb, ctx, REASON_HOP_LIMIT, ICMP_TIME_EXCEEDED_V6, 0);
+	ctx->dst = dst;
+	*(__u32 *)ctx->bits = *(__u32 *)port->bits6;
+	return go_to(skb, STAGE_ROUTE);
+}
+
+SEC("tc")
+int pod_l3(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
+	struct context *ctx = context();
+	struct config *cfg = node();
+	struct ethhdr *eth;
+
+	if (!port || !ctx || !cfg)
+		return drop(skb, REASON_NO_PORT);
+	pull(skb, ETH_HLEN + sizeof(struct ipv6hdr) + 4);
+	eth = packet_start(skb);
+	if ((void *)(eth + 1) > packet_end(skb))
+		return drop(skb, REASON_MALFORMED);
+	if (!same_mac(eth->h_source, port->mac.u8))
+		return drop(skb, REASON_SPOOFED_MAC);
+	ctx->network = port->network;
+	ctx->source = port->source;
+	ctx->ifindex = 0;
+	if (skb->vlan_present)
+		return drop(skb, REASON_NOT_IP);
+	switch (eth->h_proto) {
+	case bpf_htons(ETH_P_IP):
+		return classify_v4(skb, ctx, port, cfg);
+	case bpf_htons(ETH_P_IPV6):
+		return classify_v6(skb, ctx, port, cfg);
+	case bpf_htons(ETH_P_ARP):
+		return go_to(skb, STAGE_GATEWAY);
+	}
+	return drop(skb, REASON_NOT_IP);
+}

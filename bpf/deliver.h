@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Deliver: to the container on this node that the context names (ifindex), or encapsulated to the
+ * node that owns the destination. Next: error.
+ */
+#pragma once
+
+#include "lib/packet.h"
+#include "lib/srv6.h"
+
+#define ICMP_FRAGMENTATION_NEEDED_V4 4
+#define ICMP_PACKET_TOO_BIG_V6 2
+
+/* The agent vouches every few seconds; after this long without, its MAC addresses may be stale. */
+#define HEARTBEAT_LIMIT_NS (120ULL * 1000000000)
+
+/* Bytes of the largest IP packet on the wire: for a GSO packet, of one of its segments. */
+static __always_inline __u32 packet_size(struct __sk_buff *skb, const struct context *ctx)
+{
+	struct ethhdr *eth = packet_start(skb);
+	__u32 ip_len = sizeof(struct ipv6hdr);
+	__u8 protocol, offset;
+
+	if (!skb->gso_size)
+		return ctx->l3_len;
+	if ((void *)(eth + 1) + sizeof(struct ipv6hdr) > packet_end(skb))
+		return ctx->l3_len;
+	if (ctx->v4) {
+		struct iphdr *ip = (void *)(eth + 1);
+
+		ip_len = ip->ihl * 4;
+		protocol = ip->protocol;
+	} else {
+		protocol = ((struct ipv6hdr *)(eth + 1))->nexthdr;
+	}
+	if (protocol == IPPROTO_UDP)
+		return ip_len + 8 + skb->gso_size;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + ip_len + 12, &offset, 1))
+		return ctx->l3_len;
+	return ip_len + (offset >> 4) * 4 + skb->gso_size;
+}
+
+static __always_inline int too_big(struct __sk_buff *skb, struct context *ctx, __u32 mtu)
+{
+	ctx->icmp_mtu = mtu;
+	if (ctx->v4)
+		return refuse(skb, ctx, REASON_TOO_BIG, 3, ICMP_FRAGMENTATION_NEEDED_V4);
+	return refuse(skb, ctx, REASON_TOO_BIG, ICMP_PACKET_TOO_BIG_V6, 0);
+}
+
+/* One hop less, whichever way the packet goes on. False: the header is not there. */
+static __always_inline bool take_hop(struct __sk_buff *skb, const struct context *ctx)
+{
+	struct ethhdr *eth = packet_start(skb);
+
+	if (ctx->v4) {
+		struct iphdr *ip = (void *)(eth + 1);
+
+		if ((void *)(ip + 1) > packet_end(skb))
+			return false;
+		decrement_ttl(ip);
+		return true;
+	}
+
+	struct ipv6hdr *ip6 = (void *)(eth + 1);
+
+	if ((void *)(ip6 + 1) > packet_end(skb))
+		return false;
+	ip6->hop_limit--;
+	return true;
+}
+
+/* To the container's own end of its veth. The frame gets the addresses of a hop over the gateway. */
+static __always_inline int deliver_local(struct __sk_buff *skb, const struct context *ctx, enum reason reason)
+{
+	struct ethhdr *eth = packet_start(skb);
+	struct config *cfg = node();
+
+	if (!cfg || (void *)(eth + 1) > packet_end(skb))
+		return drop(skb, REASON_MALFORMED);
+	__builtin_memcpy(eth->h_dest, &ctx->mac, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, &cfg->gateway, ETH_ALEN);
+	eth->h_proto = ctx->v4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
+	count(skb, reason);
+	return bpf_redirect_peer(ctx->ifindex, 0);
+}
+
+/* Are the MAC addresses of the nexthop known, and vouched for lately? */
+static __always_inline bool is_fresh(const struct nexthop *nexthop)
+{
+	__u32 zero = 0;
+	__u64 *stamp = bpf_map_lookup_elem(&heartbeat, &zero);
+
+	return nexthop->flags & NEXTHOP_MAC && stamp &&
+	       (__s64)(bpf_ktime_get_coarse_ns() - *stamp) < (__s64)HEARTBEAT_LIMIT_NS;
+}
+
+static __always_inline int deliver_remote(struct __sk_buff *skb, struct context *ctx)
+{
+	struct nexthop *nexthop = bpf_map_lookup_elem(&nexthops, &ctx->peer);
+	struct config *cfg = node();
+	enum reason reason;
+	struct ethhdr *eth;
+	__u32 mtu;
+
+	if (!cfg || !nexthop || !nexthop->ifindex)
+		return drop(skb, REASON_NO_NEXTHOP);
+	mtu = nexthop->mtu - OUTER_LEN - (cfg->srh ? SRH_LEN : 0);
+	if (packet_size(skb, ctx) > mtu)
+		return too_big(skb, ctx, mtu);
+	if (!take_hop(skb, ctx))
+		return drop(skb, REASON_MALFORMED);
+	reason = cfg->srh ? encapsulate(skb, ctx, true) : encapsulate(skb, ctx, false);
+	if (reason)
+		return drop(skb, reason);
+	count(skb, REASON_ENCAPSULATED);
+	if (nexthop->flags & NEXTHOP_RAW)
+		return bpf_redirect(nexthop->ifindex, 0);
+	if (!is_fresh(nexthop))
+		return bpf_redirect_neigh(nexthop->ifindex, NULL, 0, 0);
+	eth = packet_start(skb);
+	if ((void *)(eth + 1) > packet_end(skb))
+		return drop(skb, REASON_ENCAP_FAILED);
+	__builtin_memcpy(eth->h_dest, &nexthop->dst, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, &nexthop->src, ETH_ALEN);
+	return bpf_redirect(nexthop->ifindex, 0);
+}
+
+SEC("tc")
+int stage_deliver(struct __sk_buff *skb)
+{
+	struct context *ctx = context();
+
+	if (!ctx)
+		return TC_ACT_SHOT;
+	pull(skb, ETH_HLEN + sizeof(struct ipv6hdr));
+	if (!ctx->ifindex)
+		return deliver_remote(skb, ctx);
+	if (packet_size(skb, ctx) > ctx->mtu)
+		return too_big(skb, ctx, ctx->mtu);
+	if (!take_hop(skb, ctx))
+		return drop(skb, REASON_MALFORMED);
+	return deliver_local(skb, ctx, REASON_LOCAL);
+}
+
+/* What came off the underlay was routed, and lost its hop, where it came in. */
+SEC("tc")
+int stage_deliver_decapsulated(struct __sk_buff *skb)
+{
+	struct context *ctx = context();
+
+	if (!ctx)
+		return TC_ACT_SHOT;
+	return deliver_local(skb, ctx, REASON_DECAPSULATED);
+}

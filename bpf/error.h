@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Error: turn the refused packet, in place, into the ICMP error that tells its sender why: from the
+ * gateway, about the addresses that the container knows. RFC 792, RFC 1812 4.3.2.7, RFC 4443 2.4. Ends the pipeline.
+ */
+#pragma once
+
+#include "lib/packet.h"
+#include "gateway.h"
+
+#define QUOTE_V4 548 /* 576 bytes in all, RFC 1812 4.3.2.3 */
+#define QUOTE_V6 QUOTE_MAX
+
+#define BUDGET_BURST 50
+#define BUDGET_NS 1000000 /* one more answer every millisecond */
+
+struct icmp4_answer {
+	struct ethhdr eth;
+	struct iphdr ip;
+	__u8 type;
+	__u8 code;
+	__u16 checksum;
+	__be16 unused;
+	__be16 mtu;
+} __attribute__((packed));
+
+struct icmp6_answer {
+	struct ethhdr eth;
+	struct ipv6hdr ip;
+	__u8 type;
+	__u8 code;
+	__u16 checksum;
+	__be32 mtu;
+} __attribute__((packed));
+
+#define GROW_V4 (sizeof(struct icmp4_answer) - ETH_HLEN) /* 28 */
+#define GROW_V6 (sizeof(struct icmp6_answer) - ETH_HLEN) /* 48 */
+
+_Static_assert(GROW_V4 == 28 && GROW_V6 == 48, "answers");
+
+/* A bucket of tokens for each container, so that none can spend another's. */
+static __always_inline bool may_answer(__u32 ifindex)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct budget *budget = bpf_map_lookup_elem(&budgets, &ifindex);
+	__u64 earned;
+
+	if (!budget) {
+		struct budget fresh = { .tokens = BUDGET_BURST - 1, .stamp = now };
+
+		bpf_map_update_elem(&budgets, &ifindex, &fresh, BPF_ANY);
+		return true;
+	}
+	earned = (now - budget->stamp) / BUDGET_NS;
+	if (earned) {
+		budget->stamp = now;
+		budget->tokens += earned;
+		if (budget->tokens > BUDGET_BURST)
+			budget->tokens = BUDGET_BURST;
+	}
+	if (!budget->tokens)
+		return false;
+	budget->tokens--;
+	return true;
+}
+
+/*
+ * Internet checksum, not folded, of len bytes (1 to QUOTE_MAX) of the packet from the IP header on.
+ * bpf_csum_diff takes 512 bytes at once. Negative on failure.
+ */
+static __noinline __s64 quote_checksum(struct __sk_buff *skb, __u64 len, __u32 sum)
+{
+	__u32 zero = 0;
+	struct quote *quote = bpf_map_lookup_elem(&quotes, &zero);
+	__s64 total = sum;
+	__u32 left;
+
+	/* len is 64 bits wide and opaque here, so that what is checked is the register that is used. */
+	asm volatile("" : "+r"(len));
+	if (!quote || len < 1 || len > QUOTE_MAX)
+		return -1;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, quote->bytes, len))
+		return -1;
+	quote->bytes[len] = 0;
+	quote->bytes[len + 1] = 0;
+	quote->bytes[len + 2] = 0;
+	left = (len + 3) & ~3u;
+#pragma unroll
+	for (int i = 0; i < 3; i++) {
+		__u32 chunk = left > 512 ? 512 : left;
+
+		if (!chunk)
+			break;
+		total = bpf_csum_diff(NULL, 0, (void *)(quote->bytes + i * 512), chunk & 0x3fc, (__u32)total);
+		if (total < 0)
+			return -1;
+		left -= chunk;
+	}
+	return (__u32)total;
+}
+
+/*
+ * Cut the packet to what is quoted. A packet that was encapsulated before cannot be cut; it is
+ * quoted as far as the IP length of the answer says. False where that would leave a GSO packet.
+ */
+static __always_inline bool trim(struct __sk_buff *skb, __u32 quoted)
+{
+	if (skb->len <= ETH_HLEN + quoted)
+		return true;
+	return !bpf_skb_change_tail(skb, ETH_HLEN + quoted, 0) || !skb->gso_size;
+}
+
+/* RFC 1122 3.2.2: never about an error, a later fragment, or what no single host sent. */
+static __always_inline bool may_quote_v4(struct __sk_buff *skb, const struct iphdr *ip)
+{
+	__u8 type;
+
+	if (ip->frag_off & bpf_htons(IP_OFFSET))
+		return false;
+	if (bpf_ntohl(ip->daddr) >> 28 >= 14)
+		return false;
+	if (ip->protocol != IPPROTO_ICMP)
+		return true;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + ip->ihl * 4, &type, 1))
+		return false;
+	return type == ICMP_ECHO_V4 || type == ICMP_ECHO_REPLY_V4 || type == 13 || type == 14;
+}
+
+static __always_inline int error_v4(struct __sk_buff *skb, struct context *ctx, const struct port *port,
+				    const struct config *cfg)
+{
+	struct icmp4_answer a = {};
+	__u32 quoted = ctx->l3_len;
+	struct iphdr ip;
+	__u32 head[2];
+	__s64 sum;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || !may_quote_v4(skb, &ip))
+		return TC_ACT_SHOT;
+	if (quoted > QUOTE_V4 || skb->gso_size)
+		quoted = QUOTE_V4;
+	if (!trim(skb, quoted))
+		return drop(skb, REASON_ICMP_FAILED);
+
+	__builtin_memcpy(a.eth.h_dest, &port->mac, ETH_ALEN);
+	__builtin_memcpy(a.eth.h_source, &cfg->gateway, ETH_ALEN);
+	a.eth.h_proto = bpf_htons(ETH_P_IP);
+	a.ip.version = 4;
+	a.ip.ihl = 5;
+	a.ip.tos = 0xc0; /* RFC 1812 4.3.2.5 */
+	a.ip.tot_len = bpf_htons(GROW_V4 + quoted);
+	a.ip.frag_off = bpf_htons(IP_DF);
+	a.ip.ttl = OUTER_HOP_LIMIT;
+	a.ip.protocol = IPPROTO_ICMP;
+	a.ip.saddr = port->gateway4;
+	a.ip.daddr = ip.saddr;
+	a.ip.check = fold(bpf_csum_diff(NULL, 0, (void *)&a.ip, sizeof(a.ip), 0));
+	a.type = ctx->icmp_type;
+	a.code = ctx->icmp_code;
+	a.mtu = bpf_htons(ctx->icmp_mtu);
+	__builtin_memcpy(head, &a.type, sizeof(head));
+	sum = bpf_csum_diff(NULL, 0, head, sizeof(head), 0);
+	sum = quote_checksum(skb, quoted, sum);
+	if (sum < 0)
+		return drop(skb, REASON_ICMP_FAILED);
+	a.checksum = fold(sum);
+
+	if (bpf_skb_adjust_room(skb, GROW_V4, BPF_ADJ_ROOM_MAC, 0) ||
+	    bpf_skb_store_bytes(skb, 0, &a, sizeof(a), BPF_F_RECOMPUTE_CSUM))
+		return drop(skb, REASON_ICMP_FAILED);
+	return bpf_redirect(skb->ifindex, 0);
+}
+
+/* RFC 4443 2.4 (e): never about an error, a redirect, or what no single host sent. */
+static __always_inline bool may_quote_v6(struct __sk_buff *skb, const struct ipv6hdr *ip)
+{
+	__u8 type;
+
+	if (ip->nexthdr == NEXTHDR_FRAGMENT) {
+		__u8 fragment[4];
+
+		if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(*ip), fragment, sizeof(fragment)))
+			return false;
+		return !(fragment[2] || fragment[3] & 0xf8);
+	}
+	if (ip->nexthdr != IPPROTO_ICMPV6)
+		return true;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(*ip), &type, 1))
+		return false;
+	return type >= ICMP_ECHO_V6 && type != 137;
+}
+
+static __always_inline int error_v6(struct __sk_buff *skb, struct context *ctx, const struct port *port,
+				    const struct config *cfg)
+{
+	struct {
+		struct pseudo_header pseudo;
+		__u8 icmp[8];
+	} head = {};
+	struct icmp6_answer a = {};
+	__u32 quoted = ctx->l3_len;
+	struct ipv6hdr ip;
+	__s64 sum;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || !may_quote_v6(skb, &ip))
+		return TC_ACT_SHOT;
+	if (quoted > QUOTE_V6 || skb->gso_size)
+		quoted = QUOTE_V6;
+	if (!trim(skb, quoted))
+		return drop(skb, REASON_ICMP_FAILED);
+
+	__builtin_memcpy(a.eth.h_dest, &port->mac, ETH_ALEN);
+	__builtin_memcpy(a.eth.h_source, &cfg->gateway, ETH_ALEN);
+	a.eth.h_proto = bpf_htons(ETH_P_IPV6);
+	a.ip.version = 6;
+	a.ip.payload_len = bpf_htons(GROW_V6 - sizeof(a.ip) + quoted);
+	a.ip.nexthdr = IPPROTO_ICMPV6;
+	a.ip.hop_limit = OUTER_HOP_LIMIT;
+	__builtin_memcpy(&a.ip.saddr, &port->gateway6, sizeof(a.ip.saddr));
+	__builtin_memcpy(&a.ip.daddr, &ip.saddr, sizeof(a.ip.daddr));
+	a.type = ctx->icmp_type;
+	a.code = ctx->icmp_code;
+	a.mtu = bpf_htonl(ctx->icmp_mtu);
+	__builtin_memcpy(&head.pseudo.src, &a.ip.saddr, 32);
+	head.pseudo.len = bpf_htonl(GROW_V6 - sizeof(a.ip) + quoted);
+	head.pseudo.nexthdr = bpf_htonl(IPPROTO_ICMPV6);
+	__builtin_memcpy(head.icmp, &a.type, sizeof(head.icmp));
+	sum = bpf_csum_diff(NULL, 0, (void *)&head, sizeof(head), 0);
+	sum = quote_checksum(skb, quoted, sum);
+	if (sum < 0)
+		return drop(skb, REASON_ICMP_FAILED);
+	a.checksum = fold(sum);
+
+	if (bpf_skb_adjust_room(skb, GROW_V6, BPF_ADJ_ROOM_MAC, 0) ||
+	    bpf_skb_store_bytes(skb, 0, &a, sizeof(a), BPF_F_RECOMPUTE_CSUM))
+		return drop(skb, REASON_ICMP_FAILED);
+	return bpf_redirect(skb->ifindex, 0);
+}
+
+SEC("tc")
+int stage_error(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
+	struct context *ctx = context();
+	struct config *cfg = node();
+
+	if (!port || !ctx || !cfg)
+		return drop(skb, REASON_NO_PORT);
+	if (!may_answer(ifindex))
+		return drop(skb, REASON_ICMP_LIMITED);
+	return ctx->v4 ? error_v4(skb, ctx, port, cfg) : error_v6(skb, ctx, port, cfg);
+}

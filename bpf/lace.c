@@ -1,0 +1,27 @@
+//go:build ignore
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The data plane, one compilation unit. A stage is a file; this is their order.
+ *
+ *   container veth   pod_l3 ─┬─ gateway
+ *                            └─ route ── deliver ── uplink or container
+ *   uplink           uplink ──────────── deliver_decapsulated ── container
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include "classify.h"
+#include "gateway.h"
+#include "route.h"
+#include "deliver.h"
+#include "error.h"
+#include "uplink.h"
+#include "probe.h"
+
+/* Enums reach BTF, and so Go, only where a variable has their type. */
+const enum reason *reason_in_btf __attribute__((unused));
+const enum stage *stage_in_btf __attribute__((unused));
+const enum port_flags *port_flags_in_btf __attribute__((unused));
+const enum block_flags *block_flags_in_btf __attribute__((unused));
+const enum nexthop_flags *nexthop_flags_in_btf __attribute__((unused));
+
+char _license[] SEC("license") = "Dual BSD/GPL";

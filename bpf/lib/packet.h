@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Headers, checksums, counting: what every stage needs. */
+#pragma once
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include "maps.h"
+
+#define IP_OFFSET 0x1fff
+#define IP_MF_OR_OFFSET 0x3fff
+#define IP_DF 0x4000
+
+#define NEXTHDR_HOP 0
+#define NEXTHDR_ROUTING 43
+#define NEXTHDR_FRAGMENT 44
+
+#define ECN_MASK 3
+#define ECN_CE 3
+
+/* The packet is not ours: let the next program, or the stack, have it. */
+#define PASS TC_ACT_UNSPEC
+
+static __always_inline void *packet_start(struct __sk_buff *skb)
+{
+	return (void *)(long)skb->data;
+}
+
+static __always_inline void *packet_end(struct __sk_buff *skb)
+{
+	return (void *)(long)skb->data_end;
+}
+
+/*
+ * Make the first len bytes directly readable, as far as the packet has them. The caller still
+ * compares against packet_end. Senders and GRO leave headers in the linear part nearly always.
+ */
+static __always_inline void pull(struct __sk_buff *skb, __u32 len)
+{
+	if (packet_start(skb) + len > packet_end(skb))
+		bpf_skb_pull_data(skb, len < skb->len ? len : skb->len);
+}
+
+static __always_inline void count(struct __sk_buff *skb, __u32 reason)
+{
+	struct counter *counter = bpf_map_lookup_elem(&counters, &reason);
+
+	if (!counter)
+		return;
+	counter->packets++;
+	counter->bytes += skb->len;
+}
+
+static __always_inline int drop(struct __sk_buff *skb, enum reason reason)
+{
+	count(skb, reason);
+	return TC_ACT_SHOT;
+}
+
+static __always_inline struct context *context(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&contexts, &zero);
+}
+
+static __always_inline struct config *node(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&node_config, &zero);
+}
+
+static __always_inline int go_to(struct __sk_buff *skb, enum stage stage)
+{
+	bpf_tail_call(skb, &stages, stage);
+	return drop(skb, REASON_STAGE_MISSING);
+}
+
+/* Ask the error stage for an ICMP answer to the container. */
+static __always_inline int refuse(struct __sk_buff *skb, struct context *ctx, enum reason reason, __u8 type, __u8 code)
+{
+	count(skb, reason);
+	ctx->icmp_type = type;
+	ctx->icmp_code = code;
+	return go_to(skb, STAGE_ERROR);
+}
+
+static __always_inline void map_v4(union addr *addr, __be32 v4)
+{
+	addr->be32[0] = 0;
+	addr->be32[1] = 0;
+	addr->be32[2] = bpf_htonl(0xffff);
+	addr->be32[3] = v4;
+}
+
+static __always_inline bool same_addr(const union addr *a, const union addr *b)
+{
+	return a->be32[0] == b->be32[0] && a->be32[1] == b->be32[1] && a->be32[2] == b->be32[2] &&
+	       a->be32[3] == b->be32[3];
+}
+
+static __always_inline bool same_mac(const __u8 *a, const __u8 *b)
+{
+	return *(__u32 *)a == *(__u32 *)b && *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
+}
+
+static __always_inline bool is_link_local(const union addr *addr)
+{
+	return (addr->be32[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
+static __always_inline bool is_unspecified(const union addr *addr)
+{
+	return !(addr->be32[0] | addr->be32[1] | addr->be32[2] | addr->be32[3]);
+}
+
+static __always_inline __be64 first_half(const union addr *addr)
+{
+	__be64 half;
+
+	__builtin_memcpy(&half, addr, sizeof(half));
+	return half;
+}
+
+static __always_inline __u16 fold(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+/* One less in the TTL; the checksum follows by RFC 1624. */
+static __always_inline void decrement_ttl(struct iphdr *ip)
+{
+	__u32 sum = ip->check + bpf_htons(0x0100);
+
+	ip->check = sum + (sum >= 0xffff);
+	ip->ttl--;
+}
+
+/* Set the type of service; the checksum follows by RFC 1624. */
+static __always_inline void set_tos(struct iphdr *ip, __u8 tos)
+{
+	__u32 sum = (__u16)~ip->check + (__u16)~bpf_htons(ip->tos) + bpf_htons(tos);
+
+	/* tos is the low byte of the first word; the version is unchanged. */
+	ip->check = fold(sum);
+	ip->tos = tos;
+}
+
+static __always_inline __u8 traffic_class(const struct ipv6hdr *ip)
+{
+	return bpf_ntohs(*(__be16 *)ip) >> 4;
+}
+
+static __always_inline void set_traffic_class(struct ipv6hdr *ip, __u8 tc)
+{
+	__be16 *word = (__be16 *)ip;
+
+	*word = (*word & bpf_htons(0xf00f)) | bpf_htons((__u16)tc << 4);
+}

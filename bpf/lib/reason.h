@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Why a packet went where it went: at once the index of its counter, and the word that people
+ * read. Only ever append: the numbers are read by agents of other versions.
+ */
+#pragma once
+
+enum reason {
+	REASON_NONE = 0,
+
+	/* Packets that went on. */
+	REASON_ENCAPSULATED,	 /* container to another node */
+	REASON_DECAPSULATED,	 /* another node to a container */
+	REASON_LOCAL,		 /* container to container on this node */
+	REASON_GATEWAY_ANSWERED, /* ARP, ND or echo answered by the program */
+	REASON_GATEWAY_PASSED,	 /* handed to the gateway in the network's VRF */
+
+	/* Refused, and the sender was told by ICMP. */
+	REASON_HOP_LIMIT,   /* hop limit ran out */
+	REASON_TOO_BIG,	    /* larger than the path takes */
+	REASON_NO_ROUTE,    /* no block of this network holds the destination */
+	REASON_NO_ENDPOINT, /* the block is ours, but no container has the address */
+
+	/* Refused at the container's port. */
+	REASON_NO_PORT,		     /* the interface is not in the port table */
+	REASON_MALFORMED,	     /* header cut short or inconsistent */
+	REASON_NOT_IP,		     /* neither IPv4, IPv6 nor ARP, or VLAN-tagged */
+	REASON_SPOOFED_MAC,	     /* source MAC is not the container's */
+	REASON_SPOOFED_ADDRESS,	     /* source address is not the container's */
+	REASON_NOT_FOR_GATEWAY,	     /* frame for another MAC than the gateway's */
+	REASON_MULTICAST,	     /* broadcast and multicast stay in the container */
+	REASON_SRV6_FROM_CONTAINER,  /* routing header, or destination in the locator block */
+	REASON_ROUTER_ADVERTISEMENT, /* a container is no router */
+	REASON_DHCP_SERVER,	     /* a container is no DHCP server */
+	REASON_GATEWAY_CLOSED,	     /* the gateway takes ARP, ND and echo only */
+	REASON_NEIGHBOUR_UNKNOWN,    /* ARP or ND for another address than the gateway */
+
+	/* Refused at the uplink. */
+	REASON_UNKNOWN_SOURCE,	 /* outer source is no node of the topology */
+	REASON_UNKNOWN_FUNCTION, /* SID with a function that is not ours */
+	REASON_UNKNOWN_NETWORK,	 /* SID with a network that this node does not have */
+	REASON_SID_TAIL,	 /* SID with bits behind the network */
+	REASON_NETWORK_MISMATCH, /* outer source and SID name different networks */
+	REASON_WRONG_PAYLOAD,	 /* next header does not fit the SID's function */
+	REASON_SEGMENTS_LEFT,	 /* routing header that is not at its end */
+	REASON_ROUTING_HEADER,	 /* routing header of another type or length */
+	REASON_UNDERLAY_ICMP,	 /* ICMPv6 to an address of the locator */
+	REASON_ECN_CONGESTION,	 /* outer CE on an inner packet without ECN (RFC 6040) */
+
+	/* Failed on the way out. */
+	REASON_ENCAP_FAILED,  /* no room for the outer header */
+	REASON_ENCAP_NESTED,  /* already encapsulated, cannot be segmented again */
+	REASON_DECAP_FAILED,  /* the outer header could not be taken off */
+	REASON_NO_NEXTHOP,    /* no way to the peer: no uplink, no route */
+	REASON_ICMP_FAILED,   /* an error answer could not be built */
+	REASON_ICMP_LIMITED,  /* too many error answers for this container */
+	REASON_STAGE_MISSING, /* a tail call found no program */
+
+	REASON_MAX,
+};
