@@ -54,13 +54,16 @@ const (
 
 // Network is one isolated overlay network.
 type Network struct {
-	Name    string
-	Type    NetworkType
-	ID      NetworkID
-	Subnets []netip.Prefix // in the order of the file: blocks are counted through them
-	Line    int
+	Name       string
+	Type       NetworkType
+	ID         NetworkID
+	Subnets    []netip.Prefix // in the order of the file: blocks are counted through them
+	BlockBits4 int            // length of a counted IPv4 block; 0 where there is no IPv4 subnet
+	BlockBits6 int            // … and of an IPv6 block
+	Line       int
 
-	blocks map[string]Block // by node name
+	nodes map[string]*Node // all of the topology, by name
+	given map[string]Block // blocks that the file gives, by node name
 }
 
 // Block is a node's own part of a network: at most one prefix a family, an invalid prefix where
@@ -69,8 +72,27 @@ type Block struct {
 	V4, V6 netip.Prefix
 }
 
-// Block returns the part of n that node owns. It is the zero Block where the node has none.
-func (n *Network) Block(node string) Block { return n.blocks[node] }
+// Block returns the part of n that node owns. It is the zero Block where the node has none: a
+// router owns blocks of its own network only.
+func (n *Network) Block(node string) Block {
+	owner, ok := n.nodes[node]
+	if !ok || !owner.serves(n.Name) {
+		return Block{}
+	}
+	block := n.given[node]
+	if !block.V4.IsValid() {
+		block.V4, _ = n.counted(V4, owner.Number)
+	}
+	if !block.V6.IsValid() {
+		block.V6, _ = n.counted(V6, owner.Number)
+	}
+	return block
+}
+
+// serves says whether packets of the network come from and go to the node.
+func (n *Node) serves(network string) bool {
+	return n.Kind == KindHost || n.Network == network
+}
 
 // Gateway4 is the first host address of the IPv4 block, invalid where there is none.
 func (b Block) Gateway4() netip.Addr { return gateway(b.V4) }
@@ -103,4 +125,12 @@ func (t *Topology) Network(name string) (*Network, bool) {
 		}
 	}
 	return nil, false
+}
+
+// SIDFor is the SID of a router that takes packets of a family, invalid for a host.
+func (n *Node) SIDFor(f Family) netip.Addr {
+	if f == V6 {
+		return n.SID6
+	}
+	return n.SID4
 }

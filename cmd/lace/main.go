@@ -26,6 +26,7 @@ type command struct {
 }
 
 var commands = []command{
+	{"check", "[FILE]", "say whether a topology file is right", runCheck},
 	{"version", "", "print the version", runVersion},
 }
 

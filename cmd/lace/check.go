@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/lace-net/lace/topology"
+)
+
+// defaultTopology is where the agent reads the topology unless its settings say otherwise.
+const defaultTopology = "/etc/lace/topology.toml"
+
+func runCheck(_ context.Context, e *env, args []string) error {
+	fs := newFlags("check")
+	if err := parseFlags(fs, args, 1); err != nil {
+		return err
+	}
+	file := defaultTopology
+	if fs.NArg() == 1 {
+		file = fs.Arg(0)
+	}
+	t, err := topology.Load(file)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(e.stdout, "%s: ok, topology %s, %s, %s\n", file, t.Hash,
+		count(len(t.Nodes), "node"), count(len(t.Networks), "network"))
+	return err
+}
+
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}

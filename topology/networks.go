@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package topology
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+)
+
+func networkKey(name string, key ...string) string {
+	path := joinKey("network", name)
+	for _, k := range key {
+		path = joinKey(path, k)
+	}
+	return path
+}
+
+func validID(id int64) bool { return id >= 1 && id <= int64(MaxNetworkID) }
+
+func (b *builder) network(name string, raw rawNetwork) {
+	n := &Network{
+		Name: name, Type: raw.Type, Line: b.lines.Of(networkKey(name)),
+		nodes: b.byName, given: map[string]Block{},
+	}
+	if !isNetworkName(name) {
+		b.fail(networkKey(name), fmt.Sprintf("a name has lower-case letters, digits and hyphens, at most %d", MaxNetworkName), "%s is no network name", shortQuote(name))
+	}
+	if id := raw.ID; id != nil && validID(*id) {
+		n.ID = NetworkID(*id)
+	} else if id != nil {
+		b.fail(networkKey(name, "id"), fmt.Sprintf("choose a number from 1 to %d", MaxNetworkID), "%d is not in the range of 24 bits without 0", *id)
+	}
+	b.topology.Networks = append(b.topology.Networks, n)
+	owners := b.blockOwners(n, raw.Blocks)
+	if b.subnetsOf(n, raw) && b.blockSizes(n, raw.BlockSize) && b.givenBlocks(n, raw.Blocks) && owners {
+		b.countBlocks(n)
+	}
+}
+
+func (b *builder) distinctIDs() {
+	networks := slices.SortedStableFunc(slices.Values(b.topology.Networks), func(x, y *Network) int { return cmp.Compare(x.Line, y.Line) })
+	seen := map[NetworkID]*Network{}
+	for _, n := range networks {
+		if other := seen[n.ID]; n.ID != 0 && other != nil {
+			key := networkKey(n.Name, "id")
+			b.fail(key, "choose another", "%d is the id of %s (%s) too", n.ID, other.Name, b.at(networkKey(other.Name, "id")))
+		}
+		seen[n.ID] = n
+	}
+}
+
+// subnetsOf takes over the subnets, and says whether they are right.
+func (b *builder) subnetsOf(n *Network, raw rawNetwork) bool {
+	key := networkKey(n.Name, "subnets")
+	if raw.Subnets != nil && len(raw.Subnets) == 0 {
+		b.fail(key, "add one, as 10.40.0.0/16", "no subnet")
+	}
+	b.limit(key, len(raw.Subnets), maxSubnets)
+	ok := len(raw.Subnets) > 0 && len(raw.Subnets) <= maxSubnets
+	for i, s := range raw.Subnets {
+		n.Subnets = append(n.Subnets, s.Prefix)
+		ok = s.IsValid() && b.subnet(indexKey(key, i), key, n.Subnets) && ok
+	}
+	return ok
+}
+
+// subnet checks the last of the subnets against those before it.
+func (b *builder) subnet(key, list string, subnets []netip.Prefix) bool {
+	last := len(subnets) - 1
+	p := subnets[last]
+	if block := b.topology.Underlay.LocatorBlock; block.IsValid() && p.Overlaps(block) {
+		b.fail(key, "choose a range outside the block: what is in it is a SID", "%s overlaps the locator block %s", p, block)
+		return false
+	}
+	for i, other := range subnets[:last] {
+		if other.IsValid() && p.Overlaps(other) {
+			b.fail(key, "make them apart, or leave one out", "%s overlaps %s (%s)", p, other, b.at(indexKey(list, i)))
+			return false
+		}
+	}
+	return true
+}
+
+func (b *builder) blockSizes(n *Network, raw rawBlockSize) bool {
+	var ok4, ok6 bool
+	n.BlockBits4, ok4 = b.blockSize(n, V4, raw.V4, minBlock4, defaultBlock4, maxBlock4)
+	n.BlockBits6, ok6 = b.blockSize(n, V6, raw.V6, minBlock6, defaultBlock6, maxBlock6)
+	return ok4 && ok6
+}
+
+// blockSize is the length of the counted blocks of a family, 0 where it has no subnet.
+func (b *builder) blockSize(n *Network, f Family, given *int64, least, length, most int) (int, bool) {
+	key := networkKey(n.Name, "block-size", f.key())
+	if given != nil {
+		if *given < int64(least) || *given > int64(most) {
+			b.fail(key, fmt.Sprintf("choose a length from %d to %d", least, most), "/%d is no length for an %s block", *given, f)
+			return 0, false
+		}
+		length = int(*given)
+	}
+	subnets := n.subnets(f)
+	if len(subnets) == 0 {
+		return 0, true
+	}
+	ok := true
+	for i, s := range n.Subnets {
+		if familyOf(s) == f && s.Bits() > length {
+			b.fail(indexKey(networkKey(n.Name, "subnets"), i), fmt.Sprintf("widen it, or raise block-size.%s", f.key()),
+				"%s is smaller than a block of /%d", s, length)
+			ok = false
+		}
+	}
+	return length, ok
+}
+
+// blockOwners says whether those whom the file gives blocks can have them.
+func (b *builder) blockOwners(n *Network, raw map[string][]subnet) bool {
+	ok := true
+	key := networkKey(n.Name, "blocks")
+	for _, name := range sortedKeys(raw) {
+		owner, known := b.byName[name]
+		switch {
+		case !known:
+			b.fail(joinKey(key, name), among(name, sortedKeys(b.byName), "node"), "%s", unknown("node", name))
+			ok = false
+		case !owner.serves(n.Name):
+			b.fail(joinKey(key, name), "leave it out", "%s is a router of network %s", name, shortQuote(owner.Network))
+			ok = false
+		}
+	}
+	return ok
+}
+
+// givenBlocks takes over the blocks that the file gives, and says whether they are right.
+func (b *builder) givenBlocks(n *Network, raw map[string][]subnet) bool {
+	ok := true
+	key := networkKey(n.Name, "blocks")
+	for _, name := range sortedKeys(raw) {
+		for i, p := range raw[name] {
+			ok = p.IsValid() && b.givenBlock(n, name, indexKey(joinKey(key, name), i), p.Prefix) && ok
+		}
+	}
+	return ok
+}
+
+func (b *builder) givenBlock(n *Network, node, key string, p netip.Prefix) bool {
+	f := familyOf(p)
+	least, most := minBlock4, maxBlock4
+	if f == V6 {
+		least, most = minBlock6, maxBlock6
+	}
+	block := n.given[node]
+	switch _, _, inside := n.numbers(p); {
+	case !inside:
+		b.fail(key, "choose a prefix in one of them", "%s is not in a subnet of %s", p, n.Name)
+	case p.Bits() < least || p.Bits() > most:
+		b.fail(key, fmt.Sprintf("choose a length from %d to %d", least, most), "/%d is no length for an %s block", p.Bits(), f)
+	case f.of(block).IsValid():
+		b.fail(key, "leave one out", "%s has a second %s block; the first is %s", node, f, f.of(block))
+	default:
+		if f == V6 {
+			block.V6 = p
+		} else {
+			block.V4 = p
+		}
+		n.given[node] = block
+		return true
+	}
+	return false
+}
+
+// countBlocks checks what only shows when every node has its block.
+func (b *builder) countBlocks(n *Network) {
+	for _, f := range []Family{V4, V6} {
+		if n.blockBits(f) == 0 || len(b.byNumber) == 0 {
+			continue
+		}
+		counted := b.counting(n, f)
+		b.room(n, f, counted)
+		b.apart(n, f, counted)
+		b.lengths(n, f, counted)
+	}
+}
+
+// counting lists the nodes that own a counted block, by number.
+func (b *builder) counting(n *Network, f Family) []*Node {
+	var nodes []*Node
+	for _, node := range b.byNumber {
+		if node.serves(n.Name) && !f.of(n.given[node.Name]).IsValid() {
+			nodes = append(nodes, node)
+		}
+	}
+	return nodes
+}
+
+// room refuses a network whose subnets have no block for some node.
+func (b *builder) room(n *Network, f Family, counted []*Node) {
+	capacity := n.capacity(f)
+	fit, _ := slices.BinarySearchFunc(counted, capacity, func(x *Node, c uint64) int { return cmp.Compare(x.Number, c) })
+	if fit == len(counted) || capacity == math.MaxUint64 {
+		return
+	}
+	more := ""
+	if rest := len(counted) - fit - 1; rest > 0 {
+		more = fmt.Sprintf(" (and %d more nodes have none)", rest)
+	}
+	first := counted[fit]
+	b.fail(networkKey(n.Name, "subnets"),
+		fmt.Sprintf("widen the subnets, raise block-size.%s, or give the node one in blocks.%s", f.key(), joinKey("", first.Name)),
+		"too many nodes for the subnet: %s (%s) has number %d, and there are %d %s blocks of /%d, numbered from 0%s",
+		first.Name, b.at(nodeKey(first.Name)), first.Number, capacity, f, n.blockBits(f), more)
+}
+
+// owned is a given block and where the file gives it.
+type owned struct {
+	prefix netip.Prefix
+	node   string
+	key    string
+}
+
+func (b *builder) givenOf(n *Network, f Family) []owned {
+	var blocks []owned
+	for _, name := range sortedKeys(n.given) {
+		if p := f.of(n.given[name]); p.IsValid() {
+			blocks = append(blocks, owned{p, name, joinKey(networkKey(n.Name, "blocks"), name)})
+		}
+	}
+	slices.SortStableFunc(blocks, func(x, y owned) int {
+		return cmp.Or(x.prefix.Addr().Compare(y.prefix.Addr()), cmp.Compare(x.prefix.Bits(), y.prefix.Bits()))
+	})
+	return blocks
+}
+
+// apart refuses given blocks that overlap a counted one or each other. Sorted, a block overlaps
+// an earlier one only where it overlaps the one that reaches furthest, as prefixes nest.
+func (b *builder) apart(n *Network, f Family, counted []*Node) {
+	var widest owned
+	for _, g := range b.givenOf(n, f) {
+		if widest.prefix.IsValid() && widest.prefix.Overlaps(g.prefix) {
+			b.fail(g.key, "make them apart", "%s overlaps %s of %s (%s)", g.prefix, widest.prefix, widest.node, b.at(widest.key))
+		} else {
+			widest = g
+		}
+		first, last, _ := n.numbers(g.prefix)
+		at, _ := slices.BinarySearchFunc(counted, first, func(x *Node, c uint64) int { return cmp.Compare(x.Number, c) })
+		if at == len(counted) || counted[at].Number > last {
+			continue
+		}
+		other := counted[at]
+		p, _ := n.counted(f, other.Number)
+		b.fail(g.key, "choose one whose number no node has", "%s overlaps %s, which %s (%s) owns by its number %d",
+			g.prefix, p, other.Name, b.at(nodeKey(other.Name)), other.Number)
+	}
+}
+
+// lengths bounds the distinct lengths of blocks: the data plane looks each of them up in turn.
+func (b *builder) lengths(n *Network, f Family, counted []*Node) {
+	distinct := map[int]bool{}
+	if len(counted) > 0 {
+		distinct[n.blockBits(f)] = true
+	}
+	for _, g := range b.givenOf(n, f) {
+		distinct[g.prefix.Bits()] = true
+	}
+	if len(distinct) > MaxBlockLens {
+		b.fail(networkKey(n.Name, "blocks"), "make some of them the same", "%s blocks of %d different lengths; a network has at most %d", f, len(distinct), MaxBlockLens)
+	}
+}

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package topology
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// Bounds of a topology.
+const (
+	MaxNodes       = 4096
+	MaxNetworks    = 1024
+	MaxNodeName    = 63 // bytes, as a label of a host name
+	MaxNetworkName = 32 // bytes
+	MinLocatorBits = 16
+	MaxLocatorBits = 64
+	MaxBlockLens   = 4 // distinct block lengths of one family in one network: each costs a look-up
+
+	maxSubnets = 64
+	maxUplinks = 16
+	maxLabels  = 64
+)
+
+// Limits and defaults of a network's block lengths. The longest block still has room for the
+// gateway and a container.
+const (
+	minBlock4, defaultBlock4, maxBlock4 = 16, 24, 30
+	minBlock6, defaultBlock6, maxBlock6 = 48, 64, 126
+)
+
+// bad is an Error that says nothing yet of where: Decode fills that in.
+func bad(fix, format string, args ...any) error {
+	return Error{Problem: fmt.Sprintf(format, args...), Fix: fix}
+}
+
+// UnmarshalText reads "reduced" or "srh".
+func (e *Encapsulation) UnmarshalText(text []byte) error {
+	switch string(text) {
+	case "reduced":
+		*e = Reduced
+	case "srh":
+		*e = SRH
+	default:
+		return bad("", "%s is no encapsulation", shortQuote(string(text)))
+	}
+	return nil
+}
+
+// MarshalText writes "reduced" or "srh".
+func (e Encapsulation) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
+
+// UnmarshalText reads "host" or "router".
+func (k *NodeKind) UnmarshalText(text []byte) error {
+	switch string(text) {
+	case "host":
+		*k = KindHost
+	case "router":
+		*k = KindRouter
+	default:
+		return bad("", "%s is no kind of node", shortQuote(string(text)))
+	}
+	return nil
+}
+
+func (k NodeKind) String() string {
+	if k == KindRouter {
+		return "router"
+	}
+	return "host"
+}
+
+// MarshalText writes "host" or "router".
+func (k NodeKind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// UnmarshalText reads "l3".
+func (t *NetworkType) UnmarshalText(text []byte) error {
+	if string(text) != "l3" {
+		return bad("", "%s is no type of network that this version has", shortQuote(string(text)))
+	}
+	*t = L3
+	return nil
+}
+
+func (t NetworkType) String() string { return "l3" }
+
+// MarshalText writes the whole hash in hexadecimal, where String is cut for the eye.
+func (h Hash) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%x", h[:]), nil }
+
+// UnmarshalText reads an IPv6 prefix of 16 to 64 bits without host bits.
+func (l *Locator) UnmarshalText(text []byte) error {
+	p, err := parsePrefix6(string(text))
+	if err != nil {
+		return err
+	}
+	if p.Bits() < MinLocatorBits || p.Bits() > MaxLocatorBits {
+		return bad("", "%s is a /%d; a locator has %d to %d bits", p, p.Bits(), MinLocatorBits, MaxLocatorBits)
+	}
+	l.Prefix = p
+	return nil
+}
+
+// locatorBlock is an IPv6 prefix that has room for locators.
+type locatorBlock struct{ netip.Prefix }
+
+func (b *locatorBlock) UnmarshalText(text []byte) error {
+	p, err := parsePrefix6(string(text))
+	if err != nil {
+		return err
+	}
+	if p.Bits() < 8 || p.Bits() > MaxLocatorBits {
+		return bad("", "%s is a /%d; a locator block has 8 to %d bits", p, p.Bits(), MaxLocatorBits)
+	}
+	if r, ok := reserved(p); ok {
+		return bad("", "%s overlaps %s", p, r)
+	}
+	b.Prefix = p
+	return nil
+}
+
+// underlayAddr is an IPv6 unicast address that routers know.
+type underlayAddr struct{ netip.Addr }
+
+func (u *underlayAddr) UnmarshalText(text []byte) error {
+	a, err := parseAddr6(string(text))
+	if err != nil {
+		return err
+	}
+	if r, ok := reserved(netip.PrefixFrom(a, a.BitLen())); ok {
+		return bad("", "%s is in %s", a, r)
+	}
+	u.Addr = a
+	return nil
+}
+
+// sidAddr is an address in a locator.
+type sidAddr struct{ netip.Addr }
+
+func (s *sidAddr) UnmarshalText(text []byte) error {
+	a, err := parseAddr6(string(text))
+	s.Addr = a
+	return err
+}
+
+// subnet is a prefix of either family that containers may have addresses of.
+type subnet struct{ netip.Prefix }
+
+func (s *subnet) UnmarshalText(text []byte) error {
+	p, err := parsePrefix(string(text))
+	if err != nil {
+		return err
+	}
+	if r, ok := reserved(p); ok {
+		return bad("write a range that containers may use, as 10.40.0.0/16 or fd40::/48", "%s overlaps %s", p, r)
+	}
+	s.Prefix = p
+	return nil
+}
+
+func parseAddr6(text string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(text)
+	switch {
+	case err != nil:
+		return netip.Addr{}, bad("", "%s is no IP address", shortQuote(text))
+	case a.Zone() != "":
+		return netip.Addr{}, bad("", "%s has a zone, which means something else on each node", shortQuote(text))
+	case a.Is4() || a.Is4In6():
+		return netip.Addr{}, bad("", "%s is an IPv4 address", shortQuote(text))
+	}
+	return a, nil
+}
+
+func parsePrefix6(text string) (netip.Prefix, error) {
+	p, err := parsePrefix(text)
+	if err == nil && p.Addr().Is4() {
+		return netip.Prefix{}, bad("", "%s is an IPv4 prefix", shortQuote(text))
+	}
+	return p, err
+}
+
+func parsePrefix(text string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(text)
+	switch {
+	case err != nil && !strings.Contains(text, "/"):
+		return netip.Prefix{}, bad("", "%s is no IP prefix: it has no length", shortQuote(text))
+	case err != nil:
+		return netip.Prefix{}, bad("", "%s is no IP prefix", shortQuote(text))
+	case p.Addr().Is4In6():
+		return netip.Prefix{}, bad("write the IPv4 prefix itself", "%s is an IPv4 prefix in IPv6 clothes", shortQuote(text))
+	case p != p.Masked():
+		return netip.Prefix{}, bad("write "+p.Masked().String(), "%s has host bits", shortQuote(text))
+	}
+	return p, nil
+}
+
+// reservedRanges are no unicast addresses that a router would carry.
+var reservedRanges = []struct {
+	prefix netip.Prefix
+	what   string
+}{
+	{netip.MustParsePrefix("0.0.0.0/8"), "the unspecified range"},
+	{netip.MustParsePrefix("127.0.0.0/8"), "the loopback range"},
+	{netip.MustParsePrefix("169.254.0.0/16"), "the link-local range"},
+	{netip.MustParsePrefix("224.0.0.0/4"), "the multicast range"},
+	{netip.MustParsePrefix("240.0.0.0/4"), "the reserved range"},
+	{netip.MustParsePrefix("::/96"), "the unspecified and loopback range"},
+	{netip.MustParsePrefix("::ffff:0:0/96"), "the IPv4-mapped range"},
+	{netip.MustParsePrefix("fe80::/10"), "the link-local range"},
+	{netip.MustParsePrefix("ff00::/8"), "the multicast range"},
+}
+
+func reserved(p netip.Prefix) (string, bool) {
+	for _, r := range reservedRanges {
+		if r.prefix.Overlaps(p) {
+			return fmt.Sprintf("%s %s", r.what, r.prefix), true
+		}
+	}
+	return "", false
+}
+
+// isHostName takes letters, digits and hyphens in parts separated by dots, at most MaxNodeName
+// bytes together.
+func isHostName(s string) bool {
+	if len(s) > MaxNodeName {
+		return false
+	}
+	for part := range strings.SplitSeq(s, ".") {
+		if !isHostLabel(part) {
+			return false
+		}
+	}
+	return true
+}
+
+func isHostLabel(s string) bool {
+	return s != "" && s[0] != '-' && s[len(s)-1] != '-' && isBare(s) && !strings.Contains(s, "_")
+}
+
+// isNetworkName takes what fits a label's key and needs no quotes: [a-z0-9-], at most 32 bytes.
+func isNetworkName(s string) bool {
+	return len(s) <= MaxNetworkName && isHostLabel(s) && strings.ToLower(s) == s
+}
+
+// isInterfaceName takes what the kernel takes (dev_valid_name), and no control characters.
+func isInterfaceName(s string) bool {
+	if s == "" || len(s) > 15 || s == "." || s == ".." {
+		return false
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '/' || r == ':' || r >= 0x7f })
+}
+
+// isLabel takes up to 63 printable ASCII characters.
+func isLabel(s string) bool {
+	return len(s) <= MaxNodeName && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r >= 0x7f })
+}
