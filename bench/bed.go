@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// kind is a way for packets to get from one end to the other. A new bed is a file with a kind and a row
+// in kinds.
+type kind struct {
+	name     string
+	overhead int // bytes of the wire's MTU that its headers take from the pods'
+	build    func(context.Context, *bed) error
+}
+
+// kinds is in the order of the report.
+var kinds = []kind{bare, routed, vxlan, seg6}
+
+// bed is podA – nodeA – wire – nodeB – podB, all of them network namespaces. The traffic goes
+// from client to server.
+type bed struct {
+	kind
+	wire   string
+	pod    [2]ns
+	node   [2]ns
+	client ns
+	server ns
+	addr   map[int]netip.Addr // of the server, by IP version
+	log    func(format string, args ...any)
+	onStop []func() error // last made, first undone
+}
+
+func bedNames() []string {
+	var names []string
+	for _, k := range kinds {
+		names = append(names, k.name)
+	}
+	return names
+}
+
+func newBed(name, wire string, log func(string, ...any)) *bed {
+	k := kinds[slices.Index(bedNames(), name)]
+	at := func(role string) ns { return ns(netnsPrefix + name + "-" + role) }
+	b := &bed{kind: k, wire: wire, log: log,
+		pod: [2]ns{at("pa"), at("pb")}, node: [2]ns{at("na"), at("nb")}}
+	b.client, b.server = b.pod[0], b.pod[1]
+	return b
+}
+
+// mtu of the wire; a pod's is smaller by the overhead of its bed.
+const mtu = 1500
+
+// Addresses of the sides, which are numbered 0 and 1.
+var (
+	wire4      = [2]string{"192.168.9.1", "192.168.9.2"}
+	wire6      = [2]string{"fd10::a", "fd10::b"}
+	wireMAC    = [2]string{"02:aa:00:00:00:0a", "02:aa:00:00:00:0b"}
+	podMAC     = [2]string{"02:bb:00:00:00:0a", "02:bb:00:00:00:0b"}
+	portMAC    = [2]string{"02:cc:00:00:00:0a", "02:cc:00:00:00:0b"}
+	podNet4    = [2]string{"10.60.1", "10.60.2"}
+	podNet6    = [2]string{"fd60:1:", "fd60:2:"}
+	locators   = [2]string{"fc00:0:0:a::", "fc00:0:0:b::"}
+	podOnLAN4  = [2]string{"10.60.9.1", "10.60.9.2"}
+	podOnLAN6  = [2]string{"fd60:9::1", "fd60:9::2"}
+	lanLength4 = 24
+	lanLength6 = 64
+)
+
+// construct makes the namespaces and the wire, then what is special to the kind.
+func (b *bed) construct(ctx context.Context) error {
+	for _, n := range slices.Concat(b.pod[:], b.node[:]) {
+		if err := addNetns(ctx, n); err != nil {
+			return err
+		}
+	}
+	if err := b.layWire(ctx); err != nil {
+		return err
+	}
+	return b.build(ctx, b)
+}
+
+// layWire joins the nodes and lets them forward.
+func (b *bed) layWire(ctx context.Context) error {
+	err := b.node[0].ip(ctx, fmt.Sprintf("link add up0 type veth peer name up0 netns %s", b.node[1]))
+	if err != nil {
+		return err
+	}
+	for i, n := range b.node {
+		err := n.ip(ctx,
+			fmt.Sprintf("link set up0 address %s mtu %d up", wireMAC[i], mtu),
+			fmt.Sprintf("addr add %s/24 dev up0", wire4[i]),
+			fmt.Sprintf("addr add %s/64 dev up0 nodad", wire6[i]))
+		if err != nil {
+			return err
+		}
+		if err := n.sysctl(ctx, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"); err != nil {
+			return err
+		}
+		if err := n.offloads(ctx, "up0", wires[b.wire]...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addPods makes each side's pod with its veth, pod0 being the node's end.
+func (b *bed) addPods(ctx context.Context) error {
+	size := mtu - b.overhead
+	for i, n := range b.node {
+		err := n.ip(ctx,
+			fmt.Sprintf("link add pod0 type veth peer name eth0 netns %s", b.pod[i]),
+			fmt.Sprintf("link set pod0 address %s mtu %d up", portMAC[i], size))
+		if err != nil {
+			return err
+		}
+		err = b.pod[i].ip(ctx, fmt.Sprintf("link set eth0 address %s mtu %d up", podMAC[i], size))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// routePods gives each pod a subnet of its own with the node as its gateway.
+func (b *bed) routePods(ctx context.Context) error {
+	for i, n := range b.node {
+		err := n.ip(ctx,
+			fmt.Sprintf("addr add %s.1/24 dev pod0", podNet4[i]),
+			fmt.Sprintf("addr add %s:1/64 dev pod0 nodad", podNet6[i]))
+		if err != nil {
+			return err
+		}
+		err = b.pod[i].ip(ctx,
+			fmt.Sprintf("addr add %s.2/24 dev eth0", podNet4[i]),
+			fmt.Sprintf("addr add %s:2/64 dev eth0 nodad", podNet6[i]),
+			fmt.Sprintf("route add default via %s.1", podNet4[i]),
+			fmt.Sprintf("route add ::/0 via %s:1", podNet6[i]))
+		if err != nil {
+			return err
+		}
+	}
+	b.serverAt(podNet4[1]+".2", podNet6[1]+":2")
+	return nil
+}
+
+func (b *bed) serverAt(v4, v6 string) {
+	b.addr = map[int]netip.Addr{4: netip.MustParseAddr(v4), 6: netip.MustParseAddr(v6)}
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+)
+
+// cleanUpPatience bounds the clean-up, which goes on after an interrupt.
+const cleanUpPatience = time.Minute
+
+// lab holds all beds of a run, alive at once.
+type lab struct {
+	self string // path of this binary, which the beds' processes run
+	beds []*bed
+	opt  options
+	log  func(format string, args ...any)
+}
+
+func newLab(opt options, stderr io.Writer) (*lab, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find the bench's own binary: %w", err)
+	}
+	log := func(format string, args ...any) { fmt.Fprintf(stderr, "bench: "+format+"\n", args...) }
+	l := &lab{self: self, opt: opt, log: log}
+	for _, name := range opt.beds {
+		l.beds = append(l.beds, newBed(name, opt.wire, log))
+	}
+	return l, nil
+}
+
+// build makes every bed and shows that a packet gets through it.
+func (l *lab) build(ctx context.Context) error {
+	if err := removeNetns(ctx); err != nil {
+		return fmt.Errorf("remove what an earlier bench left: %w", err)
+	}
+	for _, b := range l.beds {
+		began := time.Now()
+		if err := b.construct(ctx); err != nil {
+			return fmt.Errorf("build bed %s: %w", b.name, err)
+		}
+		if err := b.prove(ctx, l.opt.family); err != nil {
+			return fmt.Errorf("bed %s: %w", b.name, err)
+		}
+		l.log("bed %s is up after %d ms", b.name, time.Since(began).Milliseconds())
+	}
+	return nil
+}
+
+// prove waits until a short exchange gets through.
+func (b *bed) prove(ctx context.Context, family int) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	for {
+		_, err := b.traffic(ctx, "rr", family, 10*time.Millisecond)
+		if err == nil {
+			return nil
+		}
+		if !sleep(ctx, 100*time.Millisecond) {
+			return fmt.Errorf("no traffic gets through: %w", err)
+		}
+	}
+}
+
+// close takes everything away, in reverse, going on past errors.
+func (l *lab) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), cleanUpPatience)
+	defer cancel()
+	var errs []error
+	for _, b := range slices.Backward(l.beds) {
+		for _, stop := range slices.Backward(b.onStop) {
+			errs = append(errs, stop())
+		}
+	}
+	return errors.Join(append(errs, removeNetns(ctx))...)
+}
