@@ -83,7 +83,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, REASON_MAX);
+	__uint(max_entries, REASON_SLOTS);
 	__type(key, __u32);
 	__type(value, struct counter);
 } counters SEC(".maps");

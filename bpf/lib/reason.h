@@ -58,3 +58,7 @@ enum reason {
 
 	REASON_MAX,
 };
+
+#define REASON_SLOTS 128 /* size of the pinned counter map: room to append */
+
+_Static_assert(REASON_MAX <= REASON_SLOTS, "reasons");

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/lace-net/lace/bpf"
+)
+
+// Reason says why a packet went where it went: bpf/lib/reason.h, and the index of its counter.
+type Reason = bpf.LaceReason
+
+// reasons gives each reason its word and one sentence. A test holds it against the C enum.
+var reasons = []struct{ name, help string }{
+	bpf.LaceReasonREASON_NONE:                 {"none", "no reason was given"},
+	bpf.LaceReasonREASON_ENCAPSULATED:         {"encapsulated", "sent to another node"},
+	bpf.LaceReasonREASON_DECAPSULATED:         {"decapsulated", "came from another node and went to a container"},
+	bpf.LaceReasonREASON_LOCAL:                {"local", "went from container to container on this node"},
+	bpf.LaceReasonREASON_GATEWAY_ANSWERED:     {"gateway_answered", "ARP, ND or echo for the gateway, answered by the program"},
+	bpf.LaceReasonREASON_GATEWAY_PASSED:       {"gateway_passed", "ARP, ND or ICMP for the gateway, handed to its VRF"},
+	bpf.LaceReasonREASON_HOP_LIMIT:            {"hop_limit", "the hop limit ran out; the sender was told"},
+	bpf.LaceReasonREASON_TOO_BIG:              {"too_big", "larger than the path takes; the sender was told"},
+	bpf.LaceReasonREASON_NO_ROUTE:             {"no_route", "no block of the network holds the destination; the sender was told"},
+	bpf.LaceReasonREASON_NO_ENDPOINT:          {"no_endpoint", "the block is this node's, but no container has the address"},
+	bpf.LaceReasonREASON_NO_PORT:              {"no_port", "came from an interface that is not in the port table"},
+	bpf.LaceReasonREASON_MALFORMED:            {"malformed", "a header is cut short or contradicts itself"},
+	bpf.LaceReasonREASON_NOT_IP:               {"not_ip", "neither IPv4, IPv6 nor ARP, or VLAN-tagged, in an L3 network"},
+	bpf.LaceReasonREASON_SPOOFED_MAC:          {"spoofed_mac", "the source MAC is not the container's"},
+	bpf.LaceReasonREASON_SPOOFED_ADDRESS:      {"spoofed_address", "the source address is not the container's"},
+	bpf.LaceReasonREASON_NOT_FOR_GATEWAY:      {"not_for_gateway", "the frame is for another MAC than the gateway's"},
+	bpf.LaceReasonREASON_MULTICAST:            {"multicast", "broadcast or multicast in an L3 network"},
+	bpf.LaceReasonREASON_SRV6FROM_CONTAINER:   {"srv6_from_container", "a container sent a routing header, or to the locator block"},
+	bpf.LaceReasonREASON_ROUTER_ADVERTISEMENT: {"router_advertisement", "a container advertised itself as a router"},
+	bpf.LaceReasonREASON_DHCP_SERVER:          {"dhcp_server", "a container answered as a DHCP server"},
+	bpf.LaceReasonREASON_GATEWAY_CLOSED:       {"gateway_closed", "the gateway takes ARP, ND and echo only"},
+	bpf.LaceReasonREASON_NEIGHBOUR_UNKNOWN:    {"neighbour_unknown", "ARP or ND for another address than the gateway"},
+	bpf.LaceReasonREASON_UNKNOWN_SOURCE:       {"unknown_source", "SRv6 whose outer source is no node of the topology"},
+	bpf.LaceReasonREASON_UNKNOWN_FUNCTION:     {"unknown_function", "SID with a function that this node does not have"},
+	bpf.LaceReasonREASON_UNKNOWN_NETWORK:      {"unknown_network", "SID with a network that this node does not have"},
+	bpf.LaceReasonREASON_SID_TAIL:             {"sid_tail", "SID with bits set behind its network"},
+	bpf.LaceReasonREASON_NETWORK_MISMATCH:     {"network_mismatch", "outer source and SID name different networks"},
+	bpf.LaceReasonREASON_WRONG_PAYLOAD:        {"wrong_payload", "the next header does not fit the SID's function"},
+	bpf.LaceReasonREASON_SEGMENTS_LEFT:        {"segments_left", "segment routing header that is not at its last segment"},
+	bpf.LaceReasonREASON_ROUTING_HEADER:       {"routing_header", "routing header of another type or length than one segment"},
+	bpf.LaceReasonREASON_UNDERLAY_ICMP:        {"underlay_icmp", "ICMPv6 of the underlay to an address of the locator"},
+	bpf.LaceReasonREASON_ECN_CONGESTION:       {"ecn_congestion", "congestion marked on the outer header of a packet without ECN (RFC 6040)"},
+	bpf.LaceReasonREASON_ENCAP_FAILED:         {"encap_failed", "the kernel made no room for the outer header"},
+	bpf.LaceReasonREASON_ENCAP_NESTED:         {"encap_nested", "a large packet that already came out of the overlay cannot go in again"},
+	bpf.LaceReasonREASON_DECAP_FAILED:         {"decap_failed", "the kernel did not take the outer header off"},
+	bpf.LaceReasonREASON_NO_NEXTHOP:           {"no_nexthop", "no uplink or no route leads to the peer"},
+	bpf.LaceReasonREASON_ICMP_FAILED:          {"icmp_failed", "an answer to the sender could not be built"},
+	bpf.LaceReasonREASON_ICMP_LIMITED:         {"icmp_limited", "the container has had too many error answers lately"},
+	bpf.LaceReasonREASON_STAGE_MISSING:        {"stage_missing", "a tail call found no program"},
+}
+
+// ReasonName is the word for a reason: "no_route".
+func ReasonName(r Reason) string {
+	if int(r) < len(reasons) {
+		return reasons[r].name
+	}
+	return fmt.Sprintf("reason_%d", r) // of a newer agent's programs
+}
+
+// ReasonHelp is one sentence about a reason.
+func ReasonHelp(r Reason) string {
+	if int(r) < len(reasons) {
+		return reasons[r].help
+	}
+	return "a reason that this version does not know"
+}
+
+// IsRefusal tells reasons that end a packet from those that send it on.
+func IsRefusal(r Reason) bool { return r > bpf.LaceReasonREASON_GATEWAY_PASSED }
+
+// Counter is how often a reason was given.
+type Counter struct {
+	Reason  Reason
+	Packets uint64
+	Bytes   uint64 // frames as the program saw them, Ethernet header included
+}
+
+// Counters reads all reasons that were given at least once, in the order of the enum.
+func (m *Maps) Counters() ([]Counter, error) {
+	var out []Counter
+	for i := range m.counters.MaxEntries() {
+		var perCPU []bpf.LaceCounter
+		err := m.counters.Lookup(i, &perCPU)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read row %d of map counters: %w", i, err)
+		}
+		c := Counter{Reason: Reason(i)}
+		for _, v := range perCPU {
+			c.Packets += v.Packets
+			c.Bytes += v.Bytes
+		}
+		if c.Packets > 0 {
+			out = append(out, c)
+		}
+	}
+	return out, nil
+}
