@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netdev
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/lace-net/lace/dataplane/plan"
+)
+
+var sampleAttachment = plan.Attachment{
+	Container: "default/4f1c", Name: "web", Network: "backend", NetworkID: 100, IfName: "eth0",
+	V4: netip.MustParseAddr("10.40.1.2"), V6: netip.MustParseAddr("fd40:0:1::2"),
+	MAC: plan.MAC{6, 0x4c, 10, 40, 1, 2}, Sticky: true,
+}
+
+const sampleAlias = "lace port=1 c=default/4f1c net=100/backend if=eth0 v4=10.40.1.2 v6=fd40:0:1::2 mac=064c0a280102 sticky name=web"
+
+// The text is an interface between versions of the agent: it may only change with its number.
+func TestAliasIsStable(t *testing.T) {
+	got, err := EncodeAlias(sampleAttachment)
+	if err != nil || got != sampleAlias {
+		t.Errorf("EncodeAlias = %q, %v\nwant %q", got, err, sampleAlias)
+	}
+}
+
+func TestAliasRoundTrip(t *testing.T) {
+	noV4, noV6, odd, bare := sampleAttachment, sampleAttachment, sampleAttachment, sampleAttachment
+	noV4.V4, noV6.V6 = netip.Addr{}, netip.Addr{}
+	odd.Name, odd.Container, odd.IfName = "a web=\"é 100%\"\n\xff", "k8s.io/x y=%", "eth%0"
+	bare.Name, bare.Sticky, bare.Network = "", false, ""
+	for name, want := range map[string]plan.Attachment{"all": sampleAttachment, "noV4": noV4, "noV6": noV6, "odd": odd, "bare": bare} {
+		t.Run(name, func(t *testing.T) {
+			s, err := EncodeAlias(want)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := DecodeAlias(s)
+			if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" || err != nil {
+				t.Errorf("DecodeAlias(%q): %v\n%s", s, err, diff)
+			}
+		})
+	}
+}
+
+func TestAliasCutsTheName(t *testing.T) {
+	a := sampleAttachment
+	a.Name = strings.Repeat("é", 100)
+	s, err := EncodeAlias(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := DecodeAlias(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s) > 255 || len(s) < 250 || got.Name == "" || !strings.HasPrefix(a.Name, got.Name) {
+		t.Errorf("%d bytes, name %q", len(s), got.Name)
+	}
+}
+
+func TestAliasRefusesWhatDoesNotFit(t *testing.T) {
+	a := sampleAttachment
+	a.Container = strings.Repeat("c", 200)
+	if s, err := EncodeAlias(a); err == nil || !strings.Contains(err.Error(), "do not fit") {
+		t.Errorf("EncodeAlias = %q, %v", s, err)
+	}
+}
+
+func TestDecodeAliasRefuses(t *testing.T) {
+	for name, s := range map[string]string{
+		"empty":           "",
+		"network's":       "lace network=backend",
+		"other version":   strings.Replace(sampleAlias, "port=1", "port=2", 1),
+		"unknown word":    sampleAlias + " x=1",
+		"other order":     "lace port=1 net=100/backend c=default/4f1c if=eth0 mac=064c0a280102",
+		"twice":           strings.Replace(sampleAlias, "sticky", "sticky sticky", 1),
+		"upper case MAC":  strings.Replace(sampleAlias, "064c0a", "064C0A", 1),
+		"short MAC":       strings.Replace(sampleAlias, "064c0a", "064c", 1),
+		"v6 as v4":        strings.Replace(sampleAlias, "v4=10.40.1.2", "v4=::1", 1),
+		"big id":          strings.Replace(sampleAlias, "100/", "16777216/", 1),
+		"broken escape":   sampleAlias + "%4",
+		"needless escape": sampleAlias + "%41",
+		"long v6":         strings.Replace(sampleAlias, "fd40:0:1::2", "fd40:0:1:0:0:0:0:2", 1),
+	} {
+		if a, err := DecodeAlias(s); err == nil {
+			t.Errorf("%s: DecodeAlias(%q) = %+v", name, s, a)
+		}
+	}
+}
+
+func FuzzDecodeAlias(f *testing.F) {
+	f.Add(sampleAlias)
+	f.Add("lace port=1 c= net=0/ if= mac=000000000000")
+	f.Add("lace port=1 c=%20 net=1/a if=e v6=::ffff:1.2.3.4 mac=000000000000 name=%C3%A9")
+	f.Fuzz(func(t *testing.T, s string) {
+		a, err := DecodeAlias(s)
+		if err != nil {
+			return
+		}
+		if again, err := EncodeAlias(a); err != nil || again != s {
+			t.Errorf("%q came back as %q, %v", s, again, err)
+		}
+	})
+}

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netdev
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+)
+
+// Remove takes every object of ours away: ports, bridges, VRFs, routes, kept neighbours and rules.
+// It goes on past failures and returns them all.
+//
+// One trace stays where VRFs were used: the kernel's rule 1000, "from all lookup
+// [l3mdev-table]", of protocol kernel. It belongs to the kernel, which adds it with the first VRF of a network
+// namespace and never again: it matches nothing where there is no VRF, and removing it would break every VRF that the
+// host makes later. It is gone with the next boot.
+func (h *Handle) Remove() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return errors.Join(h.removeLinks(), h.removeRoutes(), h.removeNeighbours(), h.removeVRFRules())
+}
+
+func (h *Handle) removeLinks() error {
+	links, err := h.host.links()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(links)) {
+		l := links[name]
+		if !owned(l) {
+			continue
+		}
+		if err := h.host.removeLink(l); err != nil {
+			errs = append(errs, fmt.Errorf("remove %s %s: %w", l.Type(), name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (h *Handle) removeRoutes() error {
+	var errs []error
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		errs = append(errs, h.host.syncRoutes(h.recorder(), family, nil))
+	}
+	return errors.Join(errs...)
+}
+
+func (h *Handle) removeNeighbours() error {
+	table, err := h.host.neighbours()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for k, n := range table {
+		if !n.ours {
+			continue
+		}
+		if err := h.host.forget(k); err != nil {
+			errs = append(errs, fmt.Errorf("remove neighbour %s: %w", k.addr, err))
+		}
+	}
+	return errors.Join(errs...)
+}
