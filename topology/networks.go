@@ -40,6 +40,19 @@ func (b *builder) network(name string, raw rawNetwork) {
 	}
 }
 
+// allBlocks bounds the blocks of all networks together: each is an entry of a map on every node.
+func (b *builder) allBlocks() {
+	sum := 0
+	for _, n := range b.topology.Networks {
+		for _, f := range []Family{V4, V6} {
+			if n.blockBits(f) != 0 {
+				sum += len(b.topology.Nodes)
+			}
+		}
+	}
+	b.limit("network", sum, MaxBlocks, "blocks (networks × nodes × families)")
+}
+
 func (b *builder) distinctIDs() {
 	networks := slices.SortedStableFunc(slices.Values(b.topology.Networks), func(x, y *Network) int { return cmp.Compare(x.Line, y.Line) })
 	seen := map[NetworkID]*Network{}
@@ -58,7 +71,7 @@ func (b *builder) subnetsOf(n *Network, raw rawNetwork) bool {
 	if raw.Subnets != nil && len(raw.Subnets) == 0 {
 		b.fail(key, "add one, as 10.40.0.0/16", "no subnet")
 	}
-	b.limit(key, len(raw.Subnets), maxSubnets)
+	b.limit(key, len(raw.Subnets), maxSubnets, "subnets")
 	ok := len(raw.Subnets) > 0 && len(raw.Subnets) <= maxSubnets
 	for i, s := range raw.Subnets {
 		n.Subnets = append(n.Subnets, s.Prefix)

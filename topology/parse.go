@@ -103,8 +103,8 @@ func (b *builder) build(raw *rawFile) {
 		b.fail("version", "write version = 1", "version %d is not known", raw.Version)
 	}
 	b.topology.Underlay = Underlay{raw.Underlay.LocatorBlock.Prefix, raw.Underlay.Encapsulation}
-	b.limit("node", len(raw.Nodes), MaxNodes)
-	b.limit("network", len(raw.Networks), MaxNetworks)
+	b.limit("node", len(raw.Nodes), MaxNodes, "nodes")
+	b.limit("network", len(raw.Networks), MaxNetworks, "networks")
 	if len(raw.Nodes) == 0 && b.lines.Has("node") {
 		b.fail("node", "add a table [node.NAME] for each node", "no node")
 	}
@@ -117,11 +117,12 @@ func (b *builder) build(raw *rawFile) {
 		b.network(name, raw.Networks[name])
 	}
 	b.distinctIDs()
+	b.allBlocks()
 }
 
-func (b *builder) limit(key string, n, most int) {
+func (b *builder) limit(key string, n, most int, what string) {
 	if n > most {
-		b.fail(key, "split the topology", "%d of them; a topology has at most %d", n, most)
+		b.fail(key, "leave some out, or split the topology", "%d %s; at most %d are possible", n, what, most)
 	}
 }
 
@@ -188,7 +189,7 @@ func (b *builder) outsideBlock(key string, a netip.Addr) {
 
 func (b *builder) labels(n *Node) {
 	key := nodeKey(n.Name, "labels")
-	b.limit(key, len(n.Labels), maxLabels)
+	b.limit(key, len(n.Labels), maxLabels, "labels")
 	for _, name := range sortedKeys(n.Labels) {
 		if name == "" || !isLabel(name) || !isLabel(n.Labels[name]) {
 			b.fail(joinKey(key, name), "write printable ASCII, at most 63 bytes each", "is no label")
@@ -203,7 +204,7 @@ func (b *builder) host(n *Node) {
 		}
 	}
 	key := nodeKey(n.Name, "uplinks")
-	b.limit(key, len(n.Uplinks), maxUplinks)
+	b.limit(key, len(n.Uplinks), maxUplinks, "uplinks")
 	for i, u := range n.Uplinks {
 		switch {
 		case !isInterfaceName(u):

@@ -12,6 +12,7 @@ import (
 const (
 	MaxNodes       = 4096
 	MaxNetworks    = 1024
+	MaxBlocks      = 1 << 20 // of all networks together, counted by network, node and family
 	MaxNodeName    = 63 // bytes, as a label of a host name
 	MaxNetworkName = 32 // bytes
 	MinLocatorBits = 16

@@ -27,6 +27,7 @@ type command struct {
 
 var commands = []command{
 	{"check", "[FILE]", "say whether a topology file is right", runCheck},
+	{"plan", "[--node NAME] [--topology FILE] [--json]", "print what a node will hold", runPlan},
 	{"version", "", "print the version", runVersion},
 }
 

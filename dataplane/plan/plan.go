@@ -8,6 +8,7 @@ package plan
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 
@@ -25,16 +26,20 @@ func (m MAC) String() string {
 	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
 }
 
+// MarshalText writes it as String does.
+func (m MAC) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
 // Attachment is one interface of one container, with the addresses it was given.
 type Attachment struct {
-	Container string // containerd namespace + "/" + container id: "default/4f1c…"
-	Name      string // what people call it; may be empty
-	Network   string // name in the topology
-	NetworkID topology.NetworkID
-	IfName    string     // inside the container, "eth0"
-	V4, V6    netip.Addr // invalid where the network has no such family
-	MAC       MAC
-	Sticky    bool // the addresses stay reserved for the name when the container is removed
+	Container string             `json:"container"` // containerd namespace + "/" + container id: "default/4f1c…"
+	Name      string             `json:"name"`      // what people call it; may be empty
+	Network   string             `json:"network"`   // name in the topology
+	NetworkID topology.NetworkID `json:"networkId"`
+	IfName    string             `json:"ifName"`      // inside the container, "eth0"
+	V4        netip.Addr         `json:"v4,omitzero"` // invalid where the network has no IPv4
+	V6        netip.Addr         `json:"v6,omitzero"` // … and no IPv6
+	MAC       MAC                `json:"mac"`
+	Sticky    bool               `json:"sticky"` // the addresses stay reserved for the name when the container is removed
 }
 
 // HostIf is the name of the host end of the attachment's veth: "lace" and eleven hexadecimal
@@ -44,62 +49,74 @@ func (a Attachment) HostIf() string {
 	return "lace" + hex.EncodeToString(sum[:6])[:11]
 }
 
-// Plan is what a node should hold. Everything is sorted: networks by id, peers by index, routes
-// and blocks by prefix, ports by host interface.
+// Lengths are the lengths of prefixes, in bits.
+type Lengths []uint8
+
+// MarshalJSON writes numbers, where a []byte would be base64.
+func (l Lengths) MarshalJSON() ([]byte, error) {
+	numbers := make([]int, len(l))
+	for i, v := range l {
+		numbers[i] = int(v)
+	}
+	return json.Marshal(numbers)
+}
+
+// Plan is what a node should hold. Everything is sorted: networks by id, peers by index, blocks by
+// network and prefix, ports by host interface.
 type Plan struct {
-	Node          string
-	Hash          topology.Hash
-	LocatorBlock  netip.Prefix
-	Locator       topology.Locator
-	Underlay      netip.Addr // this node's own underlay address
-	Via           netip.Addr // router for peers that are not on-link; invalid: the kernel's route
-	Encapsulation topology.Encapsulation
-	Uplinks       []string // named ones; empty: the interfaces with a default route
-	Networks      []Network
-	Peers         []Peer
-	Blocks        []Block
-	Ports         []Port
+	Node          string                 `json:"node"`
+	Hash          topology.Hash          `json:"topology"`
+	LocatorBlock  netip.Prefix           `json:"locatorBlock"`
+	Locator       topology.Locator       `json:"locator"`
+	Underlay      netip.Addr             `json:"underlay"`     // this node's own underlay address
+	Via           netip.Addr             `json:"via,omitzero"` // router for peers that are not on-link; invalid: the kernel's route
+	Encapsulation topology.Encapsulation `json:"encapsulation"`
+	Uplinks       []string               `json:"uplinks,omitempty"` // named ones; empty: the interfaces with a default route
+	Networks      []Network              `json:"networks,omitempty"`
+	Peers         []Peer                 `json:"peers,omitempty"`
+	Blocks        []Block                `json:"blocks,omitempty"`
+	Ports         []Port                 `json:"ports,omitempty"`
 }
 
 // Network is a network's place on this node.
 type Network struct {
-	Name       string
-	ID         topology.NetworkID
-	VRF        string         // "lacev<id>"
-	Table      uint32         // 0x4c000000 + id
-	Bridge     string         // "laceb<id>"
-	Gateways   []netip.Prefix // first address of this node's blocks, with the block's length
-	SID        topology.SID   // where other nodes send this network's packets
-	BlockBits4 []uint8        // distinct lengths of the network's IPv4 blocks, longest first
-	BlockBits6 []uint8        // … and of its IPv6 blocks
+	Name       string             `json:"name"`
+	ID         topology.NetworkID `json:"id"`
+	VRF        string             `json:"vrf"`                  // "lacev<id>"
+	Table      uint32             `json:"table"`                // 0x4c000000 + id
+	Bridge     string             `json:"bridge"`               // "laceb<id>"
+	Gateways   []netip.Prefix     `json:"gateways"`             // first address of this node's blocks, with the block's length
+	SID        topology.SID       `json:"sid,omitzero"`         // where other nodes send this network's packets
+	BlockBits4 Lengths            `json:"blockBits4,omitempty"` // distinct lengths of the network's IPv4 blocks, longest first
+	BlockBits6 Lengths            `json:"blockBits6,omitempty"` // … and of its IPv6 blocks
 }
 
 // Peer is another node or router. Index is its place in the nexthop map.
 type Peer struct {
-	Index    uint32
-	Name     string
-	Kind     topology.NodeKind
-	Locator  topology.Locator
-	Underlay netip.Addr
-	Network  topology.NetworkID // the one network of a router; 0: told by the outer source
+	Index    uint32             `json:"index"`
+	Name     string             `json:"name"`
+	Kind     topology.NodeKind  `json:"kind"`
+	Locator  topology.Locator   `json:"locator"`
+	Underlay netip.Addr         `json:"underlay"`
+	Network  topology.NetworkID `json:"network,omitzero"` // the one network of a router; 0: told by the outer source
 }
 
 // Block says who owns a block of addresses.
 type Block struct {
-	Network topology.NetworkID
-	Prefix  netip.Prefix
-	Local   bool         // this node's own: look among the endpoints
-	Peer    uint32       // index of the owner, where not local
-	SID     topology.SID // where to send it, where not local
+	Network topology.NetworkID `json:"network"`
+	Prefix  netip.Prefix       `json:"prefix"`
+	Local   bool               `json:"local"`         // this node's own: look among the endpoints
+	Peer    uint32             `json:"peer,omitzero"` // index of the owner, where not local
+	SID     topology.SID       `json:"sid,omitzero"`  // where to send it, where not local
 }
 
 // Port is an attachment with all that the data plane knows of its network.
 type Port struct {
 	Attachment
-	HostIf   string
-	Bridge   string
-	VRF      string
-	Gateway4 netip.Addr
-	Gateway6 netip.Addr
-	Source   netip.Addr // outer source of its packets
+	HostIf   string     `json:"hostIf"`
+	Bridge   string     `json:"bridge"`
+	VRF      string     `json:"vrf"`
+	Gateway4 netip.Addr `json:"gateway4,omitzero"`
+	Gateway6 netip.Addr `json:"gateway6,omitzero"`
+	Source   netip.Addr `json:"source"` // outer source of its packets
 }

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -109,8 +108,7 @@ func containsAll(options, words string) bool {
 	return true
 }
 
-// makeCgroup makes a directory and those above it below the hierarchy, ready to take processes:
-// version 2 hands the controllers down that the parent hands down, version 1 wants its cpuset filled in.
+// makeCgroup makes a directory and those above it below the hierarchy.
 func makeCgroup(dir string) error {
 	if _, err := os.Stat(dir); err == nil {
 		return nil
@@ -118,15 +116,16 @@ func makeCgroup(dir string) error {
 	if err := makeCgroup(filepath.Dir(dir)); err != nil {
 		return err
 	}
+	if err := inheritControllers(filepath.Dir(dir)); err != nil {
+		return err
+	}
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	if err := inheritCpuset(dir); err != nil {
-		return err
-	}
-	return inheritControllers(dir)
+	return inheritCpuset(dir)
 }
 
+// inheritCpuset fills a new cpuset of version 1, which takes no process while it is empty.
 func inheritCpuset(dir string) error {
 	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
 		above, err := os.ReadFile(filepath.Join(filepath.Dir(dir), name))
@@ -143,8 +142,10 @@ func inheritCpuset(dir string) error {
 	return nil
 }
 
+// inheritControllers lets a cgroup of version 2 hand down all that it was handed down. The top is the
+// host's own and is left as it is.
 func inheritControllers(dir string) error {
-	if !isVersion2(dir) {
+	if !isVersion2(dir) || !isVersion2(filepath.Dir(dir)) {
 		return nil
 	}
 	above, err := os.ReadFile(filepath.Join(filepath.Dir(dir), "cgroup.subtree_control"))
@@ -165,10 +166,18 @@ func isVersion2(dir string) bool {
 	return err == nil
 }
 
-// joinCgroup moves this process into a node's cgroup. In version 2 a cgroup whose children have
-// controllers can have no process itself: the node's own processes live in a leaf beside the containers'.
+// leafOf is where a node's own processes live. In version 2 a cgroup whose children have controllers
+// can have no process itself, so there it is a leaf beside the containers.
+func leafOf(dir string) string {
+	if isVersion2(dir) {
+		return filepath.Join(dir, "node")
+	}
+	return dir
+}
+
+// joinCgroup moves this process.
 func joinCgroup(dir string) error {
-	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(0)), 0)
+	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0)
 }
 
 // removeCgroups removes what the nodes and their containers left: empty directories by now.

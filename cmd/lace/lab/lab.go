@@ -124,7 +124,7 @@ func build(ctx context.Context, o *Options) error {
 		return err
 	}
 	defer closeAll(inits)
-	if err := connect(o, nodes); err != nil {
+	if err := connect(o, inits); err != nil {
 		return err
 	}
 	err = eachNode(inits, func(n *nodeInit) error { return n.bringUp(ctx, o, cgroups) })

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/lace-net/lace/topology"
+)
+
+// tableBase is the routing table of network 0, which is none: a range that nobody else is known to use.
+const tableBase = 0x4c000000
+
+// Build says what the node should hold with these attachments. It fails for a node that the
+// topology does not name or where Lace does not run, and for an attachment to a network that is
+// not there.
+func Build(t *topology.Topology, node string, attachments []Attachment) (*Plan, error) {
+	self, ok := t.Node(node)
+	if !ok {
+		return nil, fmt.Errorf("the topology has no node %q; %s", node, nodesOf(t, node))
+	}
+	if self.Kind != topology.KindHost {
+		return nil, fmt.Errorf("node %q is a router: Lace does not run there; name a host", node)
+	}
+	p := &Plan{
+		Node: self.Name, Hash: t.Hash, LocatorBlock: t.Underlay.LocatorBlock, Locator: self.Locator,
+		Underlay: self.Underlay, Via: self.Via, Encapsulation: t.Underlay.Encapsulation, Uplinks: self.Uplinks,
+	}
+	owners := p.peers(t, self)
+	networks := slices.SortedFunc(slices.Values(t.Networks), func(a, b *topology.Network) int { return cmp.Compare(a.ID, b.ID) })
+	for _, n := range networks {
+		p.network(n, self, owners)
+	}
+	if err := p.ports(t, self, attachments); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// nodesOf helps somebody who named a node that is not there.
+func nodesOf(t *topology.Topology, meant string) string {
+	var names []string
+	for _, n := range t.Nodes {
+		if n.Kind == topology.KindHost {
+			names = append(names, n.Name)
+		}
+	}
+	if near := topology.Nearest(meant, names); near != "" {
+		return fmt.Sprintf("did you mean %q? It has %s", near, strings.Join(names, ", "))
+	}
+	return "it has " + strings.Join(names, ", ")
+}
+
+// owner is a node with its place in the plan: index 0 is this node.
+type owner struct {
+	*topology.Node
+	index uint32
+}
+
+// peers numbers the other nodes by their order, and returns all nodes as owners of blocks.
+func (p *Plan) peers(t *topology.Topology, self *topology.Node) []owner {
+	nodes := slices.SortedFunc(slices.Values(t.Nodes), func(a, b *topology.Node) int { return cmp.Compare(a.Number, b.Number) })
+	owners := []owner{{Node: self}}
+	for _, n := range nodes {
+		if n == self {
+			continue
+		}
+		peer := Peer{Index: uint32(len(p.Peers) + 1), Name: n.Name, Kind: n.Kind, Locator: n.Locator, Underlay: n.Underlay}
+		if network, ok := t.Network(n.Network); ok {
+			peer.Network = network.ID
+		}
+		p.Peers = append(p.Peers, peer)
+		owners = append(owners, owner{n, peer.Index})
+	}
+	return owners
+}
+
+// network plans a network in which this node has a block; the others do not concern it.
+func (p *Plan) network(n *topology.Network, self *topology.Node, owners []owner) {
+	own := n.Block(self.Name)
+	if own == (topology.Block{}) {
+		return
+	}
+	network := Network{
+		Name: n.Name, ID: n.ID, Table: tableBase + uint32(n.ID),
+		VRF: fmt.Sprintf("lacev%d", n.ID), Bridge: fmt.Sprintf("laceb%d", n.ID),
+		Gateways: gateways(own), SID: self.Locator.SID(topology.EndDT46, n.ID),
+	}
+	first := len(p.Blocks)
+	for _, o := range owners {
+		p.block(n, o, topology.V4)
+		p.block(n, o, topology.V6)
+	}
+	blocks := p.Blocks[first:]
+	slices.SortFunc(blocks, func(a, b Block) int { return comparePrefix(a.Prefix, b.Prefix) })
+	network.BlockBits4, network.BlockBits6 = lengths(blocks, true), lengths(blocks, false)
+	p.Networks = append(p.Networks, network)
+}
+
+// gateways are the first addresses of a block, with its lengths.
+func gateways(b topology.Block) []netip.Prefix {
+	var g []netip.Prefix
+	if a := b.Gateway4(); a.IsValid() {
+		g = append(g, netip.PrefixFrom(a, b.V4.Bits()))
+	}
+	if a := b.Gateway6(); a.IsValid() {
+		g = append(g, netip.PrefixFrom(a, b.V6.Bits()))
+	}
+	return g
+}
+
+// block adds an owner's block of one family, where it has one.
+func (p *Plan) block(n *topology.Network, o owner, f topology.Family) {
+	owned := n.Block(o.Name)
+	prefix := owned.V4
+	if f == topology.V6 {
+		prefix = owned.V6
+	}
+	if !prefix.IsValid() {
+		return
+	}
+	b := Block{Network: n.ID, Prefix: prefix, Local: o.index == 0, Peer: o.index}
+	switch {
+	case b.Local:
+	case o.Kind == topology.KindRouter:
+		b.SID = topology.SID{Addr: o.SIDFor(f)}
+	default:
+		b.SID = o.Locator.SID(topology.EndDT46, n.ID)
+	}
+	p.Blocks = append(p.Blocks, b)
+}
+
+func comparePrefix(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
+// lengths are the distinct lengths of the blocks of a family, longest first: the order in which
+// they are looked up.
+func lengths(blocks []Block, v4 bool) Lengths {
+	var found Lengths
+	for _, b := range blocks {
+		length := uint8(b.Prefix.Bits())
+		if b.Prefix.Addr().Is4() == v4 && !slices.Contains(found, length) {
+			found = append(found, length)
+		}
+	}
+	slices.SortFunc(found, func(a, b uint8) int { return cmp.Compare(b, a) })
+	return found
+}
+
+func (p *Plan) ports(t *topology.Topology, self *topology.Node, attachments []Attachment) error {
+	for _, a := range attachments {
+		n, ok := t.Network(a.Network)
+		if !ok {
+			return fmt.Errorf("container %s: the topology has no network %q; %s", a.Container, a.Network, networksOf(t, a.Network))
+		}
+		p.Ports = append(p.Ports, port(a, n, self))
+	}
+	slices.SortFunc(p.Ports, func(a, b Port) int { return cmp.Compare(a.HostIf, b.HostIf) })
+	return nil
+}
+
+// networksOf helps somebody who named a network that is not there.
+func networksOf(t *topology.Topology, meant string) string {
+	var names []string
+	for _, n := range t.Networks {
+		names = append(names, n.Name)
+	}
+	if near := topology.Nearest(meant, names); near != "" {
+		return fmt.Sprintf("did you mean %q?", near)
+	}
+	return "it has " + cmp.Or(strings.Join(names, ", "), "none")
+}
+
+func port(a Attachment, n *topology.Network, self *topology.Node) Port {
+	a.NetworkID = n.ID
+	block := n.Block(self.Name)
+	return Port{
+		Attachment: a, HostIf: a.HostIf(),
+		Bridge: fmt.Sprintf("laceb%d", n.ID), VRF: fmt.Sprintf("lacev%d", n.ID),
+		Gateway4: block.Gateway4(), Gateway6: block.Gateway6(),
+		Source: self.Locator.Source(n.ID, 0),
+	}
+}

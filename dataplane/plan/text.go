@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/lace-net/lace/topology"
+)
+
+// String is the text that WriteTo writes.
+func (p *Plan) String() string {
+	var b strings.Builder
+	p.WriteTo(&b) // a Builder takes everything
+	return b.String()
+}
+
+// WriteTo writes the plan for people: a head, and a section of aligned columns for each kind of
+// object. The same plan always gives the same text.
+func (p *Plan) WriteTo(w io.Writer) (int64, error) {
+	var b bytes.Buffer
+	p.head(&b)
+	names := p.names()
+	section(&b, "interfaces", p.interfaceRows())
+	section(&b, "routes", p.routeRows())
+	section(&b, "SIDs", p.sidRows(names))
+	section(&b, "blocks", p.blockRows(names))
+	section(&b, "map entries", p.mapRows(names))
+	section(&b, "ports", p.portRows())
+	return b.WriteTo(w)
+}
+
+func (p *Plan) head(w io.Writer) {
+	fmt.Fprintf(w, "node %s, topology %s\n", p.Node, p.Hash)
+	uplinks := "interfaces with a default route"
+	if len(p.Uplinks) > 0 {
+		uplinks = strings.Join(p.Uplinks, ", ")
+	}
+	rows := [][]string{
+		{"underlay", p.Underlay.String()},
+		{"locator", fmt.Sprintf("%s in %s", p.Locator, p.LocatorBlock)},
+		{"encapsulation", fmt.Sprintf("%s, %d bytes", p.Encapsulation, p.Encapsulation.Overhead())},
+		{"uplinks", uplinks},
+	}
+	if p.Via.IsValid() {
+		rows = append(rows, []string{"via", p.Via.String()})
+	}
+	columns(w, rows)
+}
+
+// section leaves out what is empty.
+func section(w io.Writer, title string, rows [][]string) {
+	if len(rows) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "\n%s\n", title)
+	columns(w, rows)
+}
+
+func columns(w io.Writer, rows [][]string) {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	for _, row := range rows {
+		fmt.Fprintf(t, "  %s\n", strings.Join(row, "\t"))
+	}
+	t.Flush()
+}
+
+// names are what people call the numbers of the plan.
+type names struct {
+	networks map[topology.NetworkID]string
+	peers    map[uint32]string
+}
+
+func (p *Plan) names() names {
+	n := names{map[topology.NetworkID]string{}, map[uint32]string{0: p.Node}}
+	for _, network := range p.Networks {
+		n.networks[network.ID] = network.Name
+	}
+	for _, peer := range p.Peers {
+		n.peers[peer.Index] = peer.Name
+	}
+	return n
+}
+
+func (p *Plan) interfaceRows() [][]string {
+	var rows [][]string
+	for _, n := range p.Networks {
+		rows = append(rows,
+			[]string{n.VRF, "vrf", fmt.Sprintf("network %s, table %d", n.Name, n.Table)},
+			[]string{n.Bridge, "bridge", fmt.Sprintf("in %s, %s, mac %s", n.VRF, join(n.Gateways), GatewayMAC)})
+	}
+	for _, port := range p.Ports {
+		rows = append(rows, []string{port.HostIf, "veth", fmt.Sprintf("on %s, peer %s in %s", port.Bridge, port.IfName, port.Container)})
+	}
+	return rows
+}
+
+func (p *Plan) routeRows() [][]string {
+	rows := [][]string{{"main", "unreachable " + p.Locator.String(), "own SIDs are the programs'"}}
+	for _, peer := range p.Peers {
+		rows = append(rows, []string{"main", peer.Locator.String(), p.toPeer(peer)})
+	}
+	for _, n := range p.Networks {
+		rows = append(rows, []string{n.VRF, "unreachable default", "nothing falls through to the host"})
+	}
+	return rows
+}
+
+// toPeer says how a peer is reached, as far as the topology tells.
+func (p *Plan) toPeer(peer Peer) string {
+	if p.Via.IsValid() {
+		return fmt.Sprintf("to %s (%s), via %s where not on-link", peer.Name, peer.Underlay, p.Via)
+	}
+	return fmt.Sprintf("to %s (%s)", peer.Name, peer.Underlay)
+}
+
+// sidRows has this node's own SIDs and those that it sends to, each once.
+func (p *Plan) sidRows(names names) [][]string {
+	var rows [][]string
+	for _, n := range p.Networks {
+		rows = append(rows, []string{n.SID.String(), "End.DT46", n.Name, "here"})
+	}
+	seen := map[Block]bool{}
+	for _, b := range p.Blocks {
+		b.Prefix = netip.Prefix{}
+		if b.Local || seen[b] {
+			continue
+		}
+		seen[b] = true
+		rows = append(rows, []string{b.SID.String(), "send", names.networks[b.Network], "to " + names.peers[b.Peer]})
+	}
+	return rows
+}
+
+func (p *Plan) blockRows(names names) [][]string {
+	var rows [][]string
+	for _, b := range p.Blocks {
+		where := "here"
+		if !b.Local {
+			where = fmt.Sprintf("on %s", names.peers[b.Peer])
+		}
+		rows = append(rows, []string{names.networks[b.Network], b.Prefix.String(), where})
+	}
+	return rows
+}
+
+// mapRows has map, key and value. What only the kernel knows, interface indexes, MTUs and the
+// MAC addresses of the underlay, has its name in angle brackets.
+func (p *Plan) mapRows(names names) [][]string {
+	rows := [][]string{{"node_config", "0", fmt.Sprintf("locator %s, block %s, %s", p.Locator, p.LocatorBlock, p.Encapsulation)}}
+	for _, n := range p.Networks {
+		rows = append(rows, []string{"networks", fmt.Sprint(n.ID), n.Name})
+	}
+	for _, peer := range p.Peers {
+		rows = append(rows, []string{"peers", peer.Locator.String(), peerValue(peer, names)})
+	}
+	for _, peer := range p.Peers {
+		rows = append(rows, []string{"nexthops", fmt.Sprint(peer.Index), fmt.Sprintf("<uplink>, <mac> towards %s", peer.Underlay)})
+	}
+	for _, b := range p.Blocks {
+		rows = append(rows, []string{"blocks", fmt.Sprintf("%d %s", b.Network, b.Prefix), blockValue(b)})
+	}
+	for _, port := range p.Ports {
+		rows = append(rows, []string{"ports", "<" + port.HostIf + ">", fmt.Sprintf("network %d, source %s, mac %s", port.NetworkID, port.Source, port.MAC)})
+	}
+	for _, port := range p.Ports {
+		for _, a := range port.addresses() {
+			rows = append(rows, []string{"endpoints", fmt.Sprintf("%d %s", port.NetworkID, a), fmt.Sprintf("<%s>, mac %s", port.HostIf, port.MAC)})
+		}
+	}
+	return rows
+}
+
+func peerValue(peer Peer, names names) string {
+	if peer.Kind == topology.KindRouter {
+		return fmt.Sprintf("index %d, router of %s", peer.Index, cmp.Or(names.networks[peer.Network], fmt.Sprint(peer.Network)))
+	}
+	return fmt.Sprintf("index %d", peer.Index)
+}
+
+func blockValue(b Block) string {
+	if b.Local {
+		return "local"
+	}
+	return fmt.Sprintf("peer %d, SID %s", b.Peer, b.SID)
+}
+
+func (p *Plan) portRows() [][]string {
+	var rows [][]string
+	for _, port := range p.Ports {
+		rows = append(rows, []string{
+			port.HostIf, port.Network, port.Container, cmp.Or(port.Name, "-"), port.IfName,
+			join(port.addresses()), port.MAC.String(),
+		})
+	}
+	return rows
+}
+
+// addresses are those that the port has.
+func (p Port) addresses() []netip.Addr {
+	return slices.DeleteFunc([]netip.Addr{p.V4, p.V6}, func(a netip.Addr) bool { return !a.IsValid() })
+}
+
+func join[T fmt.Stringer](list []T) string {
+	words := make([]string, len(list))
+	for i, v := range list {
+		words[i] = v.String()
+	}
+	return strings.Join(words, " ")
+}
