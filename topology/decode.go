@@ -64,7 +64,7 @@ func Decode(file string, data []byte, into any) (Lines, error) {
 	d := decoder{file: file, lines: lines}
 	d.table("", values, reflect.ValueOf(into).Elem())
 	if len(d.errs) > 0 {
-		return lines, d.errs.sorted()
+		return lines, d.errs.Sorted()
 	}
 	return lines, nil
 }

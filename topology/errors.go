@@ -48,8 +48,8 @@ func (es Errors) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// sorted orders by line, then key, so that the same file always gives the same text.
-func (es Errors) sorted() Errors {
+// Sorted orders by line, then key, so that the same file always gives the same text.
+func (es Errors) Sorted() Errors {
 	slices.SortStableFunc(es, func(a, b Error) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Key, b.Key))
 	})

@@ -74,7 +74,7 @@ func Parse(name string, data []byte) (*Topology, error) {
 	}
 	b.build(&raw)
 	if len(b.errs) > 0 {
-		return nil, b.errs.sorted()
+		return nil, b.errs.Sorted()
 	}
 	b.topology.Hash = sha256.Sum256([]byte(b.topology.Canonical()))
 	return b.topology, nil

@@ -13,8 +13,8 @@ const (
 	MaxNodes       = 4096
 	MaxNetworks    = 1024
 	MaxBlocks      = 1 << 20 // of all networks together, counted by network, node and family
-	MaxNodeName    = 63 // bytes, as a label of a host name
-	MaxNetworkName = 32 // bytes
+	MaxNodeName    = 63      // bytes, as a label of a host name
+	MaxNetworkName = 32      // bytes
 	MinLocatorBits = 16
 	MaxLocatorBits = 64
 	MaxBlockLens   = 4 // distinct block lengths of one family in one network: each costs a look-up
