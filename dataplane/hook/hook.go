@@ -30,6 +30,9 @@ import (
 // Layout is the version of the pinned tables: raised when a key or value changes its shape.
 const Layout = 1
 
+// PinDir is where the tables of this layout are pinned, below the directory of the data plane.
+func PinDir(dir string) string { return filepath.Join(dir, "v"+strconv.Itoa(Layout)) }
+
 // Program is an entry program, by its name in the object.
 type Program string
 
@@ -62,7 +65,7 @@ func Load(dir string, filters Filters, log *slog.Logger) (*Hooks, error) {
 	if err := checkBPFFS(dir); err != nil {
 		return nil, err
 	}
-	pins := filepath.Join(dir, "v"+strconv.Itoa(Layout))
+	pins := PinDir(dir)
 	for _, d := range []string{pins, filepath.Join(dir, "links")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("make the pin directory: %w", err)
@@ -263,7 +266,7 @@ func (h *Hooks) dropOldLayouts() error {
 	}
 	var errs []error
 	for _, d := range old {
-		if filepath.Base(d) != "v"+strconv.Itoa(Layout) {
+		if d != PinDir(h.dir) {
 			h.log.Info("remove the tables of an older layout", "dir", d)
 			errs = append(errs, os.RemoveAll(d))
 		}
@@ -286,7 +289,7 @@ func (h *Hooks) linkPin(ifindex int) string {
 // OpenMaps opens the pinned tables without loading anything: for commands beside the agent, or
 // when there is none.
 func OpenMaps(dir string) (*maps.Maps, func(), error) {
-	pins := filepath.Join(dir, "v"+strconv.Itoa(Layout))
+	pins := PinDir(dir)
 	opened := map[string]*ebpf.Map{}
 	closeAll := func() {
 		for _, m := range opened {

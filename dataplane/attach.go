@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/lace-net/lace/dataplane/hook"
+	"github.com/lace-net/lace/dataplane/maps"
+	"github.com/lace-net/lace/dataplane/netdev"
+	"github.com/lace-net/lace/dataplane/plan"
+	"github.com/lace-net/lace/topology"
+)
+
+// Request is what a container asks for.
+type Request struct {
+	Container string // containerd namespace + "/" + container id
+	Name      string
+	Network   string
+	IPs       []netip.Addr // at most one a family; empty: chosen here
+	MAC       plan.MAC     // zero: chosen here
+	Sticky    bool         // the addresses stay reserved for the name when the container is removed
+	Netns     string       // path of the network namespace
+	IfName    string       // inside the container; empty: "eth0"
+}
+
+// Port is how a container is wired.
+type Port struct {
+	plan.Port
+	Ifindex int // of the host end
+	MTU     int
+}
+
+// Attach wires a container, or finds it wired as asked; a container that was wired before gets the same addresses again.
+// When it fails nothing of it is left.
+func (d *Dataplane) Attach(ctx context.Context, r Request) (Port, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return Port{}, fmt.Errorf("attach %s: waited for others too long: %w", r.Container, err)
+	}
+	n, err := d.network(r.Network)
+	if err != nil {
+		return Port{}, err
+	}
+	if err := d.leaveOther(r.Container, n.ID); err != nil {
+		return Port{}, err
+	}
+	had := d.pools[n.ID].holds(r.Container, r.Name)
+	l, err := d.lease(n, r)
+	if err != nil {
+		return Port{}, err
+	}
+	c, err := d.wire(ctx, n, l, r)
+	if err != nil {
+		l.running = false
+		if l != had { // it held nothing before, so it holds nothing now
+			d.pools[n.ID].drop(l)
+		}
+		return Port{}, fmt.Errorf("attach container %s to network %s: %w", r.Container, n.Name, err)
+	}
+	l.running = true
+	d.containers[r.Container] = c
+	d.log.Info("attached", "container", r.Container, "name", r.Name, "network", n.Name, "v4", addrText(c.V4), "v6", addrText(c.V6), "port", c.HostIf)
+	return d.port(c), nil
+}
+
+// leaveOther takes a container out of another network that it was in.
+func (d *Dataplane) leaveOther(id string, network topology.NetworkID) error {
+	c := d.containers[id]
+	if c == nil || c.NetworkID == network {
+		return nil
+	}
+	if err := d.unwire(c); err != nil {
+		return err
+	}
+	d.release(c.NetworkID, c.lease)
+	return nil
+}
+
+func (d *Dataplane) lease(n *topology.Network, r Request) (*lease, error) {
+	if b := n.Block(d.node); !b.V4.IsValid() && !b.V6.IsValid() {
+		return nil, fmt.Errorf("network %s has no block on node %s", n.Name, d.node)
+	}
+	l, err := d.pools[n.ID].lease(r.Container, r.Name, r.IPs, r.Sticky)
+	if err != nil {
+		return nil, fmt.Errorf("network %s: %w", n.Name, err)
+	}
+	return l, nil
+}
+
+// wire makes the port in the order that lets no packet pass too early: link, tables, program, and only
+// then addresses and up.
+func (d *Dataplane) wire(ctx context.Context, n *topology.Network, l *lease, r Request) (*container, error) {
+	port, err := plan.NewPort(d.topo, d.node, d.attachment(n, l, r))
+	if err != nil {
+		return nil, err
+	}
+	before := d.containers[r.Container]
+	spec := netdev.PortSpec{Port: port, Netns: r.Netns, MTU: d.podMTU}
+	link, err := d.dev.CreatePort(spec)
+	if err != nil {
+		return nil, err
+	}
+	c := &container{Port: port, ifindex: link.Index, lease: l}
+	if before != nil && (before.ifindex != c.ifindex || before.V4 != c.V4 || before.V6 != c.V6) {
+		if err := d.forget(before); err != nil {
+			return nil, errors.Join(err, d.unwire(c))
+		}
+	}
+	network := d.planNetwork(n.ID)
+	err = d.hooks.Maps().PutPort(port, network, d.device(c.ifindex))
+	if err == nil {
+		err = d.hooks.Attach(c.ifindex, hook.PodL3)
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err == nil {
+		_, err = d.dev.ConfigurePort(spec)
+	}
+	if err != nil {
+		return nil, errors.Join(err, d.unwire(c))
+	}
+	return c, nil
+}
+
+func (d *Dataplane) attachment(n *topology.Network, l *lease, r Request) plan.Attachment {
+	a := plan.Attachment{
+		Container: r.Container, Name: r.Name, Network: n.Name, NetworkID: n.ID, IfName: r.IfName,
+		V4: l.v4, V6: l.v6, MAC: r.MAC, Sticky: r.Sticky,
+	}
+	if a.IfName == "" {
+		a.IfName = "eth0"
+	}
+	if a.MAC == (plan.MAC{}) {
+		a.MAC = macOf(l)
+	}
+	return a
+}
+
+// macOf derives a container's MAC from its address: 02:4c and the IPv4 address, or four bytes of a hash
+// of the IPv6 address. The same address always has the same MAC, so neighbour entries stay right.
+func macOf(l *lease) plan.MAC {
+	m := plan.MAC{0x02, 0x4c}
+	if l.v4.IsValid() {
+		b := l.v4.As4()
+		copy(m[2:], b[:])
+		return m
+	}
+	b := l.v6.As16()
+	sum := sha256.Sum256(b[:])
+	copy(m[2:], sum[:4])
+	return m
+}
+
+func (d *Dataplane) planNetwork(id topology.NetworkID) *plan.Network {
+	for i := range d.plan.Networks {
+		if d.plan.Networks[i].ID == id {
+			return &d.plan.Networks[i]
+		}
+	}
+	return nil
+}
+
+// forget takes a port out of the tables and off its program.
+func (d *Dataplane) forget(c *container) error {
+	return errors.Join(
+		d.hooks.Maps().DeletePort(c.Port, uint32(c.ifindex)),
+		d.hooks.Detach(c.ifindex))
+}
+
+// unwire takes everything of a port away. It goes on past failures, so that a container can always die.
+func (d *Dataplane) unwire(c *container) error {
+	c.lease.running = false
+	delete(d.containers, c.Container)
+	return errors.Join(d.forget(c), d.dev.DeletePort(c.HostIf))
+}
+
+// Attached returns how a container is wired.
+func (d *Dataplane) Attached(id string) (Port, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c := d.containers[id]
+	if c == nil {
+		return Port{}, false
+	}
+	return d.port(c), true
+}
+
+func (d *Dataplane) port(c *container) Port {
+	return Port{Port: c.Port, Ifindex: c.ifindex, MTU: d.podMTU}
+}
+
+// Detach takes a container's wiring away. Its addresses stay its own until Release.
+func (d *Dataplane) Detach(_ context.Context, id string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c := d.containers[id]
+	if c == nil {
+		return nil
+	}
+	d.log.Info("detached", "container", id, "network", c.Network)
+	return d.unwire(c)
+}
+
+// Reserve holds the addresses of a container that exists and does not run.
+func (d *Dataplane) Reserve(_ context.Context, r Request) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n, err := d.network(r.Network)
+	if err != nil {
+		return err
+	}
+	_, err = d.lease(n, r)
+	return err
+}
+
+// Release gives the addresses of a removed container back; those of a sticky name stay reserved for it.
+func (d *Dataplane) Release(_ context.Context, id string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.releaseContainer(id)
+}
+
+func (d *Dataplane) releaseContainer(id string) error {
+	var err error
+	if c := d.containers[id]; c != nil {
+		err = d.unwire(c)
+	}
+	for network, p := range d.pools {
+		for l := range p.leases {
+			if l.container == id {
+				d.release(network, l)
+			}
+		}
+	}
+	return err
+}
+
+// release ends a lease, or keeps it for the name.
+func (d *Dataplane) release(network topology.NetworkID, l *lease) {
+	if !l.sticky || l.name == "" {
+		d.pools[network].drop(l)
+		return
+	}
+	l.container = ""
+	r := maps.Reservation{Network: network, Name: l.name, V4: l.v4, V6: l.v6}
+	if err := d.kept.Put(r); err != nil {
+		d.log.Warn("a sticky reservation will not outlive this agent", "name", l.name, "err", err)
+	}
+}
+
+// keepReservations takes over the sticky names that an earlier agent kept.
+func (d *Dataplane) keepReservations() error {
+	all, err := d.kept.All()
+	if err != nil {
+		return err
+	}
+	for _, r := range all {
+		p := d.pools[r.Network]
+		if p == nil || p.holds("", r.Name) != nil {
+			continue
+		}
+		l, err := p.lease("", r.Name, addrs(r.V4, r.V6), true)
+		if err != nil {
+			d.log.Warn("a sticky reservation is void", "name", r.Name, "err", err)
+			continue
+		}
+		l.container = ""
+	}
+	return nil
+}
+
+// Retain detaches and releases every container that is not in live.
+func (d *Dataplane) Retain(_ context.Context, live []string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	keep := map[string]bool{}
+	for _, id := range live {
+		keep[id] = true
+	}
+	var errs []error
+	for id := range d.containers {
+		if !keep[id] {
+			d.log.Info("container is gone", "container", id)
+			errs = append(errs, d.releaseContainer(id))
+		}
+	}
+	errs = append(errs, d.dropStrays(keep))
+	return errors.Join(errs...)
+}
+
+// dropStrays removes ports of ours that no container of the plan has: of networks that left the topology.
+func (d *Dataplane) dropStrays(keep map[string]bool) error {
+	ports, err := d.dev.Ports()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range ports {
+		id := p.Attachment.Container
+		if d.containers[id] == nil && !keep[id] {
+			errs = append(errs, d.hooks.Detach(p.Index), d.dev.DeletePort(p.HostIf))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func addrs(all ...netip.Addr) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range all {
+		if a.IsValid() {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+func addrText(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}

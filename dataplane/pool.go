@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/fnv"
+	"math/big"
+	"net/netip"
+
+	"github.com/lace-net/lace/topology"
+)
+
+// lease is who holds which addresses of a network's block.
+type lease struct {
+	container string // "" once the container is removed and the lease is kept for the name
+	name      string
+	sticky    bool
+	running   bool
+	v4, v6    netip.Addr
+}
+
+// pool hands out the addresses of one network's block on this node. The first choice follows from the
+// container's name (its id where it has none), so that a name gets the same addresses again when they are free.
+type pool struct {
+	network string
+	node    string
+	block   topology.Block
+	size    uint64 // addresses of the smaller family, without network, gateway and broadcast address
+	taken   map[netip.Addr]*lease
+	leases  map[*lease]struct{}
+}
+
+// maxPool bounds the search in a large IPv6 block.
+const maxPool = 1 << 20
+
+// reserved are the network address and the gateway in front of a block's first address.
+const reserved = 2
+
+func newPool(network, node string, block topology.Block) *pool {
+	size := uint64(maxPool)
+	for _, p := range []netip.Prefix{block.V4, block.V6} {
+		if p.IsValid() {
+			size = min(size, usable(p))
+		}
+	}
+	return &pool{network: network, node: node, block: block, size: size,
+		taken: map[netip.Addr]*lease{}, leases: map[*lease]struct{}{}}
+}
+
+// usable counts the addresses of a block that containers can have.
+func usable(p netip.Prefix) uint64 {
+	host := p.Addr().BitLen() - p.Bits()
+	if host > 32 {
+		return maxPool
+	}
+	n := uint64(1)<<host - reserved
+	if p.Addr().Is4() {
+		n-- // broadcast
+	}
+	return n
+}
+
+// holds finds the lease of a container, or one that is kept for its name.
+func (p *pool) holds(container, name string) *lease {
+	var kept *lease
+	for l := range p.leases {
+		if l.container == container {
+			return l
+		}
+		if l.container == "" && name != "" && l.name == name {
+			kept = l
+		}
+	}
+	return kept
+}
+
+// lease gives the container the addresses that it asks for, those that it or its name holds, or free ones.
+func (p *pool) lease(container, name string, want []netip.Addr, sticky bool) (*lease, error) {
+	have := p.holds(container, name)
+	if have != nil && have.has(want) {
+		have.container, have.name, have.sticky = container, name, sticky
+		return have, nil
+	}
+	l := &lease{container: container, name: name, sticky: sticky}
+	for _, a := range want {
+		if err := p.wish(l, have, a); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.choose(l, have); err != nil {
+		return nil, err
+	}
+	if have != nil {
+		p.drop(have)
+	}
+	p.keep(l)
+	return l, nil
+}
+
+// has says whether the lease is what is wanted: each wanted address is one of its own.
+func (l *lease) has(want []netip.Addr) bool {
+	for _, a := range want {
+		if a != l.v4 && a != l.v6 {
+			return false
+		}
+	}
+	return true
+}
+
+// wish gives l one address that was asked for.
+func (p *pool) wish(l, have *lease, a netip.Addr) error {
+	block := p.block.V4
+	if a.Is6() {
+		block = p.block.V6
+	}
+	if !block.IsValid() {
+		return fmt.Errorf("address %s: network %s has no block of that family on node %s", a, p.network, p.node)
+	}
+	if !block.Contains(a) {
+		return fmt.Errorf("address %s is outside %s, the block of network %s on node %s", a, block, p.network, p.node)
+	}
+	if at := offset(block, a); at < reserved || (a.Is4() && at == reserved+usable(block)) {
+		return fmt.Errorf("address %s is the network, gateway or broadcast address of block %s; the first free one is %s", a, block, nth(block, reserved))
+	}
+	if holder := p.taken[a]; holder != nil && holder != have {
+		return fmt.Errorf("address %s is taken by %s", a, holder)
+	}
+	if a.Is4() {
+		l.v4 = a
+	} else {
+		l.v6 = a
+	}
+	return nil
+}
+
+func (l *lease) String() string {
+	switch {
+	case l.container == "":
+		return fmt.Sprintf("the sticky reservation of %q", l.name)
+	case l.name != "":
+		return fmt.Sprintf("container %s (%s)", l.name, l.container)
+	}
+	return "container " + l.container
+}
+
+// choose fills what no wish has filled: the same place in both families where that is free.
+func (p *pool) choose(l, have *lease) error {
+	need4 := p.block.V4.IsValid() && !l.v4.IsValid()
+	need6 := p.block.V6.IsValid() && !l.v6.IsValid()
+	if !need4 && !need6 {
+		return nil
+	}
+	start := p.start(l)
+	for i := range p.size {
+		at := reserved + (start+i)%p.size
+		a4, a6 := nth(p.block.V4, at), nth(p.block.V6, at)
+		if need4 && !p.free(a4, have) || need6 && !p.free(a6, have) {
+			continue
+		}
+		if need4 {
+			l.v4 = a4
+		}
+		if need6 {
+			l.v6 = a6
+		}
+		return nil
+	}
+	return p.full()
+}
+
+// start is where the search begins: beside an address that was asked for, else where the name leads.
+func (p *pool) start(l *lease) uint64 {
+	if l.v4.IsValid() {
+		return (offset(p.block.V4, l.v4) - reserved) % p.size
+	}
+	if l.v6.IsValid() {
+		return (offset(p.block.V6, l.v6) - reserved) % p.size
+	}
+	key := l.name
+	if key == "" {
+		key = l.container
+	}
+	h := fnv.New64a()
+	h.Write([]byte(key))
+	return h.Sum64() % p.size
+}
+
+func (p *pool) free(a netip.Addr, have *lease) bool {
+	holder := p.taken[a]
+	return holder == nil || holder == have
+}
+
+func (p *pool) full() error {
+	var running, stopped, sticky int
+	for l := range p.leases {
+		switch {
+		case l.container == "":
+			sticky++
+		case l.running:
+			running++
+		default:
+			stopped++
+		}
+	}
+	return fmt.Errorf("network %s: the block of node %s (%s) is full: its %d addresses are held by %d running and %d stopped containers and %d sticky names; remove some, or give the network larger blocks",
+		p.network, p.node, blockText(p.block), p.size, running, stopped, sticky)
+}
+
+func blockText(b topology.Block) string {
+	switch {
+	case !b.V6.IsValid():
+		return b.V4.String()
+	case !b.V4.IsValid():
+		return b.V6.String()
+	}
+	return b.V4.String() + ", " + b.V6.String()
+}
+
+func (p *pool) keep(l *lease) {
+	p.leases[l] = struct{}{}
+	for _, a := range []netip.Addr{l.v4, l.v6} {
+		if a.IsValid() {
+			p.taken[a] = l
+		}
+	}
+}
+
+func (p *pool) drop(l *lease) {
+	delete(p.leases, l)
+	for _, a := range []netip.Addr{l.v4, l.v6} {
+		if p.taken[a] == l {
+			delete(p.taken, a)
+		}
+	}
+}
+
+// nth is the address so many places behind the start of a block; invalid for no block.
+func nth(block netip.Prefix, at uint64) netip.Addr {
+	if !block.IsValid() {
+		return netip.Addr{}
+	}
+	if block.Addr().Is4() {
+		b := block.Masked().Addr().As4()
+		binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])+uint32(at))
+		return netip.AddrFrom4(b)
+	}
+	b := block.Masked().Addr().As16()
+	sum := new(big.Int).Add(new(big.Int).SetBytes(b[:]), new(big.Int).SetUint64(at))
+	sum.FillBytes(b[:])
+	return netip.AddrFrom16(b)
+}
+
+// offset is the place of an address in its block, at most 2^63.
+func offset(block netip.Prefix, a netip.Addr) uint64 {
+	first, b := block.Masked().Addr().As16(), a.As16()
+	diff := new(big.Int).Sub(new(big.Int).SetBytes(b[:]), new(big.Int).SetBytes(first[:]))
+	if !diff.IsUint64() {
+		return 1 << 63
+	}
+	return min(diff.Uint64(), 1<<63)
+}
