@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 
@@ -28,6 +29,7 @@ type command struct {
 var commands = []command{
 	{"check", "[FILE]", "say whether a topology file is right", runCheck},
 	{"plan", "[--node NAME] [--topology FILE] [--json]", "print what a node will hold", runPlan},
+	{"lab", labArgs, "make the nodes of a topology file on this machine", runLab},
 	{"version", "", "print the version", runVersion},
 }
 
@@ -98,7 +100,7 @@ func printUsage(w io.Writer) {
 }
 
 func printCommand(w io.Writer, c command, u *usageError) {
-	fmt.Fprintf(w, "usage: lace %s %s\n", c.name, c.args)
+	fmt.Fprintf(w, "usage: lace %s\n", strings.TrimSpace(c.name+" "+c.args))
 	if u.flags == nil {
 		return
 	}

@@ -116,8 +116,8 @@ func makeCgroup(dir string) error {
 	if err := makeCgroup(filepath.Dir(dir)); err != nil {
 		return err
 	}
-	if err := inheritControllers(filepath.Dir(dir)); err != nil {
-		return err
+	if isVersion2(filepath.Dir(filepath.Dir(dir))) { // the machine's own top is left as it is
+		handDown(filepath.Dir(dir))
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
@@ -142,22 +142,19 @@ func inheritCpuset(dir string) error {
 	return nil
 }
 
-// inheritControllers lets a cgroup of version 2 hand down all that it was handed down. The top is the
-// host's own and is left as it is.
-func inheritControllers(dir string) error {
-	if !isVersion2(dir) || !isVersion2(filepath.Dir(dir)) {
-		return nil
-	}
-	above, err := os.ReadFile(filepath.Join(filepath.Dir(dir), "cgroup.subtree_control"))
+// handDown lets a cgroup of version 2 give its children all the controllers that it has. What cannot
+// be handed down is said in the node's log; only a container that asks for such a limit will miss it.
+func handDown(dir string) {
+	have, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
 	if err != nil {
-		return err
+		return // version 1
 	}
-	for controller := range strings.FieldsSeq(string(above)) {
-		if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+controller), 0); err != nil {
-			return fmt.Errorf("hand controller %s down from %s: %w", controller, dir, err)
+	for controller := range strings.FieldsSeq(string(have)) {
+		err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+controller), 0)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "cgroup controller %s is not handed down: %v\n", controller, err)
 		}
 	}
-	return nil
 }
 
 // isVersion2: only that version has cgroup.controllers.

@@ -134,6 +134,7 @@ func startNode(o *Options, node *topology.Node) (*nodeInit, error) {
 	}
 	defer statusWrite.Close()
 	cmd := exec.Command("/proc/self/exe", "lab", StageCommand, o.Name, node.Name)
+	cmd.Args[0] = "lace"
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = logs[0], logs[0]
 	cmd.ExtraFiles = append([]*os.File{specRead, statusWrite}, logs[1:]...)
@@ -232,10 +233,14 @@ func (n *nodeInit) send(spec Spec) error {
 	if err != nil {
 		return fmt.Errorf("wait for its mounts: %w; see `lace lab logs`", err)
 	}
-	if said := strings.TrimSpace(string(answer)); said != "ok" {
-		return fmt.Errorf("%s%s", said, tail(logPath(n.lab, n.node.Name, "node")))
+	switch said := strings.TrimSpace(string(answer)); said {
+	case "ok":
+		return nil
+	case "":
+		return fmt.Errorf("its first process has ended%s", tail(logPath(n.lab, n.node.Name, "node")))
+	default:
+		return errors.New(said)
 	}
-	return nil
 }
 
 // awaitSocket polls a program's socket through the node's own root.

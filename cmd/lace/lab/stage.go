@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	privateDir = "/run/lab"               // inside a node: what backs its own directories
+	privateDir = "/run/lab"                // inside a node: what backs its own directories
 	specPath   = privateDir + "/spec.json" // how the first process finds its spec again when it has executed itself
 )
 
@@ -94,6 +94,7 @@ func arrangeMounts(spec Spec) error {
 	if err != nil {
 		return err
 	}
+	links := cgroupLinks()
 	steps := []func() error{
 		func() error { return mountAt("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "") },
 		func() error { return releaseRun(before) },
@@ -102,7 +103,7 @@ func arrangeMounts(spec Spec) error {
 		func() error { return holdCgroups(hierarchies) },
 		func() error { return mountAt("proc", "/proc", "proc", pseudoFlags, "") },
 		func() error { return mountAt("sysfs", "/sys", "sysfs", pseudoFlags, "") },
-		func() error { return showCgroups(hierarchies) },
+		func() error { return showCgroups(hierarchies, links) },
 		func() error { return mountAt("bpf", "/sys/fs/bpf", "bpf", pseudoFlags, "mode=700") },
 		func() error { return mountSecurity(before) },
 		func() error { return ownDirs(spec.Dirs) },
@@ -179,21 +180,8 @@ func mountPointOf(dir string, mounts []mount) string {
 
 func holdCgroups(hierarchies []hierarchy) error {
 	for _, h := range hierarchies {
-		if h.point == cgroupRoot {
-			continue
-		}
 		if err := bindDir(h.own, h.held); err != nil {
 			return err
-		}
-	}
-	return holdWholeCgroup(hierarchies)
-}
-
-// holdWholeCgroup: the one hierarchy that is mounted on /sys/fs/cgroup itself.
-func holdWholeCgroup(hierarchies []hierarchy) error {
-	for _, h := range hierarchies {
-		if h.point == cgroupRoot {
-			return bindDir(h.own, h.held)
 		}
 	}
 	return nil
@@ -201,7 +189,7 @@ func holdWholeCgroup(hierarchies []hierarchy) error {
 
 // showCgroups puts the node's own directories where the hierarchies are expected, so that whatever
 // a container runtime makes there lies below the node's.
-func showCgroups(hierarchies []hierarchy) error {
+func showCgroups(hierarchies []hierarchy, links map[string]string) error {
 	if len(hierarchies) == 0 {
 		return nil
 	}
@@ -216,7 +204,28 @@ func showCgroups(hierarchies []hierarchy) error {
 			return err
 		}
 	}
+	for path, target := range links {
+		if err := os.Symlink(target, path); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// cgroupLinks are the second names of hierarchies, as cpu is of cpu,cpuacct.
+func cgroupLinks() map[string]string {
+	links := map[string]string{}
+	entries, err := os.ReadDir(cgroupRoot)
+	if err != nil {
+		return links
+	}
+	for _, e := range entries {
+		path := filepath.Join(cgroupRoot, e.Name())
+		if target, err := os.Readlink(path); err == nil {
+			links[path] = target
+		}
+	}
+	return links
 }
 
 func bindDir(from, to string) error {

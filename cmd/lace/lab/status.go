@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"text/tabwriter"
+
+	"golang.org/x/sys/unix"
+)
+
+// Status prints the nodes of a lab and how their programs are.
+func Status(lab string, w io.Writer) error {
+	if err := CheckName(lab); err != nil {
+		return err
+	}
+	r, err := readRecord(lab)
+	if errors.Is(err, os.ErrNotExist) {
+		return notUp(lab)
+	}
+	if err != nil {
+		return fmt.Errorf("lab %q: %w", lab, err)
+	}
+	underlay := "one link"
+	if r.Routed {
+		underlay = "routed"
+	}
+	fmt.Fprintf(w, "lab %s: topology %s, underlay %s\n", lab, r.Topology, underlay)
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "NODE\tSTATE\tPID\tUNDERLAY\tNETNS\tCONTAINERD\tAGENT")
+	for _, n := range r.Nodes {
+		fmt.Fprintln(t, nodeStatus(lab, r, n))
+	}
+	return t.Flush()
+}
+
+func nodeStatus(lab string, r record, n nodeRecord) string {
+	var first process
+	if err := readJSON(initPath(lab, n.Name), &first); err != nil || !first.alive() {
+		return fmt.Sprintf("%s\tended\t-\t%s\t%s\t-\t-", n.Name, n.Underlay, netnsName(lab, n.Name))
+	}
+	return fmt.Sprintf("%s\tup\t%d\t%s\t%s\t%s\t%s", n.Name, first.PID, n.Underlay, netnsName(lab, n.Name),
+		programStatus(first, containerdProgram, containerdSocket, r.Stack),
+		programStatus(first, agentProgram, agentSocket, r.Agent))
+}
+
+func programStatus(first process, name, socket string, wanted bool) string {
+	root := fmt.Sprintf("/proc/%d/root", first.PID)
+	if !wanted {
+		return "none"
+	}
+	if how, err := os.ReadFile(filepath.Join(root, exitPath(name))); err == nil {
+		return "ended (" + string(bytes.TrimSpace(how)) + ")"
+	}
+	if !answers(filepath.Join(root, socket)) {
+		return "silent"
+	}
+	return "up"
+}
+
+// Start starts the programs of a node that have ended.
+func Start(lab, node string) error {
+	first, _, err := findNode(lab, node)
+	if err != nil {
+		return err
+	}
+	pidfd, err := first.open()
+	if err != nil || pidfd == nil {
+		return errors.Join(err, fmt.Errorf("node %q has just ended", node))
+	}
+	defer pidfd.Close()
+	return unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGHUP, nil, 0)
+}
+
+// Logs copies the log of a program of a node: "agent", "containerd", or "node" for its first process.
+func Logs(lab, node, program string, w io.Writer) error {
+	if err := CheckName(lab); err != nil {
+		return err
+	}
+	if nodes := nodesOf(lab); !slices.Contains(nodes, node) {
+		if len(nodes) == 0 {
+			return notUp(lab)
+		}
+		return fmt.Errorf("lab %q has no node %q; it has %q", lab, node, nodes)
+	}
+	if known := []string{agentProgram, containerdProgram, "node"}; !slices.Contains(known, program) {
+		return fmt.Errorf("no program %q; logs are of %q", program, known)
+	}
+	file, err := os.Open(logPath(lab, node, program))
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s does not run in node %q of lab %q, so it has no log", program, node, lab)
+	}
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	_, err = io.Copy(w, file)
+	return err
+}
