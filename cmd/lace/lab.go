@@ -18,6 +18,7 @@ const labArgs = `up TOPOLOGY [--name NAME] [--routed] [--mtu BYTES] [--tools DIR
        lace lab exec [--name NAME] NODE -- COMMAND [ARGUMENT...]
        lace lab status [--name NAME]
        lace lab logs [--name NAME] NODE [agent|containerd|node]
+       lace lab kill [--name NAME] NODE agent|containerd
        lace lab start [--name NAME] NODE
        lace lab down [--name NAME]`
 
@@ -27,6 +28,7 @@ var labVerbs = map[string]func(ctx context.Context, e *env, args []string) error
 	"exec":   runLabExec,
 	"status": runLabStatus,
 	"logs":   runLabLogs,
+	"kill":   runLabKill,
 	"start":  runLabStart,
 	"down":   runLabDown,
 }
@@ -285,4 +287,16 @@ func runLabStart(_ context.Context, _ *env, args []string) error {
 		return usagef(fs, "the node is missing")
 	}
 	return lab.Start(*name, words[0])
+}
+
+func runLabKill(_ context.Context, _ *env, args []string) error {
+	fs, name := labFlags("kill")
+	words, err := parseMixed(fs, args, 2)
+	if err != nil {
+		return err
+	}
+	if len(words) != 2 {
+		return usagef(fs, "expected NODE and agent or containerd")
+	}
+	return lab.Kill(*name, words[0], words[1])
 }

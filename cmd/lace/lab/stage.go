@@ -194,13 +194,13 @@ func showCgroups(hierarchies []hierarchy, links map[string]string) error {
 		return nil
 	}
 	if hierarchies[0].point == cgroupRoot {
-		return bindDir(hierarchies[0].held, cgroupRoot)
+		return moveDir(hierarchies[0].held, cgroupRoot)
 	}
 	if err := mountAt("tmpfs", cgroupRoot, "tmpfs", pseudoFlags, "mode=755"); err != nil {
 		return err
 	}
 	for _, h := range hierarchies {
-		if err := bindDir(h.held, h.point); err != nil {
+		if err := moveDir(h.held, h.point); err != nil {
 			return err
 		}
 	}
@@ -233,6 +233,14 @@ func bindDir(from, to string) error {
 		return err
 	}
 	return mountAt(from, to, "", unix.MS_BIND, "")
+}
+
+// moveDir moves a mount, so that a runtime that looks for the hierarchies finds each of them once.
+func moveDir(from, to string) error {
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return err
+	}
+	return mountAt(from, to, "", unix.MS_MOVE, "")
 }
 
 // mountSecurity brings back what AppArmor's tools look at, where the machine has it.

@@ -78,6 +78,23 @@ func Start(lab, node string) error {
 	return unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGHUP, nil, 0)
 }
 
+// Kill ends a program of a node the hard way, for a test of what happens then. The pid in the node's
+// file is one of the node's own PID namespace and means another process outside, so it is read and
+// used inside.
+func Kill(lab, node, program string) error {
+	if known := []string{agentProgram, containerdProgram}; !slices.Contains(known, program) {
+		return fmt.Errorf("no program %q to end; there are %q", program, known)
+	}
+	status, err := Exec(lab, node, Command{
+		Args:   []string{"/bin/sh", "-c", "kill -KILL \"$(cat " + pidPath(program) + ")\""},
+		Stdout: os.Stdout, Stderr: os.Stderr,
+	})
+	if err == nil && status != 0 {
+		return fmt.Errorf("%s of node %q does not run: nothing to end", program, node)
+	}
+	return err
+}
+
 // Logs copies the log of a program of a node: "agent", "containerd", or "node" for its first process.
 func Logs(lab, node, program string, w io.Writer) error {
 	if err := CheckName(lab); err != nil {
