@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -358,4 +360,35 @@ func (d *Dataplane) network(name string) (*topology.Network, error) {
 	}
 	slices.Sort(names)
 	return nil, fmt.Errorf("network %q is not in the topology; there are: %s", name, strings.Join(names, ", "))
+}
+
+// CountPorts says how many containers are attached in this network namespace.
+func CountPorts(log *slog.Logger) (int, error) {
+	dev, err := netdev.Open(log)
+	if err != nil {
+		return 0, err
+	}
+	defer dev.Close()
+	ports, err := dev.Ports()
+	return len(ports), err
+}
+
+// Probe says how this kernel would be used. It loads the programs aside, below a directory of its own
+// under dir, which must lie on a bpffs, and leaves nothing.
+func Probe(dir string, log *slog.Logger) (f Features, err error) {
+	dev, err := netdev.Open(log)
+	if err != nil {
+		return f, err
+	}
+	defer dev.Close()
+	if f.VRF, err = dev.ProbeVRF(); err != nil {
+		return f, err
+	}
+	aside := filepath.Join(dir, fmt.Sprintf("lace_probe_%d", os.Getpid()))
+	hooks, err := hook.Load(aside, dev, log)
+	if err != nil {
+		return f, errors.Join(err, hook.Remove(aside))
+	}
+	f.TCX, f.DecapByFlags = hooks.TCX(), hooks.DecapByFlags()
+	return f, errors.Join(hooks.Close(), hook.Remove(aside))
 }

@@ -27,9 +27,13 @@ type command struct {
 }
 
 var commands = []command{
+	{"agent", "[--config FILE] [FLAG...]", "run the agent of this node", runAgent},
 	{"check", "[FILE]", "say whether a topology file is right", runCheck},
+	{"doctor", "[--config FILE]", "say what this host has and lacks", runDoctor},
 	{"plan", "[--node NAME] [--topology FILE] [--json]", "print what a node will hold", runPlan},
 	{"lab", labArgs, "make the nodes of a topology file on this machine", runLab},
+	{"status", "[--config FILE] [--json]", "show what this node holds: networks, peers, containers, counters", runStatus},
+	{"uninstall", "[--config FILE] [--force]", "take every kernel object of Lace off this host", runUninstall},
 	{"version", "", "print the version", runVersion},
 }
 

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/mdlayher/sdnotify"
+	"golang.org/x/sys/unix"
+
+	"github.com/lace-net/lace/conf"
+	"github.com/lace-net/lace/dataplane"
+	"github.com/lace-net/lace/plugin"
+	"github.com/lace-net/lace/topology"
+)
+
+// agentFlags puts the settings on the command line, over those of the file.
+func agentFlags(fs *flag.FlagSet, s *conf.Settings) *string {
+	file := fs.String("config", conf.DefaultFile, "settings `FILE`; flags come before it")
+	fs.StringVar(&s.Node, "node", s.Node, "name of this node in the topology (default: the host name)")
+	fs.StringVar(&s.Topology, "topology", s.Topology, "topology `FILE`")
+	fs.StringVar(&s.Containerd, "containerd", s.Containerd, "`PATH` of containerd's socket")
+	fs.StringVar(&s.NRISocket, "nri-socket", s.NRISocket, "`PATH` of containerd's NRI socket")
+	fs.StringVar(&s.HookSocket, "hook-socket", s.HookSocket, "`PATH` where lace-runc finds this agent")
+	fs.StringVar(&s.BPFFS, "bpffs", s.BPFFS, "`DIRECTORY` on a BPF file system for pins")
+	fs.TextVar(&s.LogLevel, "log-level", s.LogLevel, "debug, info, warn or error")
+	return file
+}
+
+// agentSettings reads flags and file: the file over the defaults, the flags over both.
+func agentSettings(name string, args []string) (conf.Settings, error) {
+	first := conf.Default()
+	flags := newFlags(name)
+	file := agentFlags(flags, &first)
+	if err := parseFlags(flags, args, 0); err != nil {
+		return first, err
+	}
+	s, err := conf.Load(*file)
+	if errors.Is(err, fs.ErrNotExist) && *file == conf.DefaultFile {
+		s, err = conf.Default(), nil
+	}
+	if err != nil {
+		return s, err
+	}
+	flags = newFlags(name)
+	agentFlags(flags, &s)
+	return s, parseFlags(flags, args, 0)
+}
+
+func runAgent(ctx context.Context, e *env, args []string) error {
+	s, err := agentSettings("agent", args)
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: s.LogLevel}))
+	t, err := topology.Load(s.Topology)
+	if err != nil {
+		return err
+	}
+	node, err := nodeName(e, s.Node)
+	if err != nil {
+		return err
+	}
+	lock, err := lockAgent(s.HookSocket)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	d, err := dataplane.Open(ctx, dataplane.Options{Topology: t, Node: node, BPFFS: s.BPFFS, Log: log})
+	if err != nil {
+		return fmt.Errorf("start the data plane of node %s: %w", node, err)
+	}
+	defer d.Close()
+	f := d.Features()
+	log.Info("data plane is up", "node", node, "topology", t.Hash, "vrf", f.VRF, "tcx", f.TCX, "decap_by_flags", f.DecapByFlags)
+	a := plugin.New(plugin.Options{Socket: s.HookSocket, Containerd: s.Containerd, NRI: s.NRISocket, NRIIndex: string(s.NRIIndex), Log: log}, seam{d})
+	return runBoth(ctx, d, a, log)
+}
+
+// runBoth runs data plane and plugin until ctx ends or one of them fails. What the kernel holds stays.
+func runBoth(ctx context.Context, d *dataplane.Dataplane, a *plugin.Agent, log *slog.Logger) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, 2)
+	go func() { done <- d.Run(ctx) }()
+	go func() { done <- a.Run(ctx) }()
+	go func() {
+		select {
+		case <-a.Ready():
+			tell(sdnotify.Ready, log)
+		case <-ctx.Done():
+		}
+	}()
+	first := <-done
+	tell(sdnotify.Stopping, log)
+	cancel()
+	err := errors.Join(first, <-done)
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// tell informs systemd, where it is the parent.
+func tell(state string, log *slog.Logger) {
+	n, err := sdnotify.New()
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err == nil {
+		err = n.Notify(state)
+		n.Close()
+	}
+	if err != nil {
+		log.Warn("systemd cannot be told", "state", state, "err", err)
+	}
+}
+
+// lockAgent makes sure that one agent runs: two would undo each other's work.
+func lockAgent(socket string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {
+		return nil, fmt.Errorf("make the socket's directory: %w", err)
+	}
+	path := socket + ".lock"
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the agent's lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("another agent holds %s: stop it first (systemctl stop lace)", path)
+	}
+	return f, nil
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lace-net/lace/conf"
+	"github.com/lace-net/lace/dataplane"
+	"github.com/lace-net/lace/topology"
+)
+
+// finding is one line of the doctor's report.
+type finding struct {
+	what string
+	ok   bool
+	text string
+}
+
+var errUnwell = errors.New("something above is missing")
+
+// runDoctor says what this kernel and host have and lack, and what brings what is missing.
+func runDoctor(_ context.Context, e *env, args []string) error {
+	flags := newFlags("doctor")
+	file := flags.String("config", conf.DefaultFile, "settings `FILE`")
+	if err := parseFlags(flags, args, 0); err != nil {
+		return err
+	}
+	s, err := agentSettings("doctor", []string{"--config", *file})
+	if err != nil {
+		return err
+	}
+	well := true
+	w := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
+	for _, f := range append(kernelFindings(s), hostFindings(e, s)...) {
+		mark := "ok"
+		if !f.ok {
+			mark, well = "MISSING", false
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", f.what, mark, f.text)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if !well {
+		return errUnwell
+	}
+	return nil
+}
+
+func kernelFindings(s conf.Settings) []finding {
+	var u unix.Utsname
+	release := "unknown"
+	if err := unix.Uname(&u); err == nil {
+		release = unix.ByteSliceToString(u.Release[:])
+	}
+	f, err := dataplane.Probe(filepath.Dir(s.BPFFS), slog.New(slog.DiscardHandler))
+	if err != nil {
+		return []finding{{"kernel " + release, false, err.Error()}}
+	}
+	return []finding{
+		{"kernel " + release, true, "loads the programs"},
+		{"VRF", true, choose(f.VRF, "one VRF a network holds the gateway", "not in this kernel (CONFIG_NET_VRF): bridges without addresses, the programs answer for gateways")},
+		{"TCX", true, choose(f.TCX, "programs are attached by pinned links", "not in this kernel (6.6 brings it): clsact filters instead")},
+		{"decapsulation flags", true, choose(f.DecapByFlags, "adjust_room takes inner packets out", "not in this kernel (6.3 brings them): change_proto instead")},
+	}
+}
+
+func choose(ok bool, yes, no string) string {
+	if ok {
+		return yes
+	}
+	return no
+}
+
+func hostFindings(e *env, s conf.Settings) []finding {
+	return []finding{
+		topologyFinding(e, s),
+		socketFinding("containerd", s.Containerd, "start containerd, or name its socket: containerd = \"…\" in "+conf.DefaultFile),
+		nriFinding(s),
+		socketFinding("agent", s.HookSocket, "start it: systemctl start lace"),
+		wrapperFinding(),
+	}
+}
+
+func topologyFinding(e *env, s conf.Settings) finding {
+	t, err := topology.Load(s.Topology)
+	if err != nil {
+		return finding{"topology", false, err.Error()}
+	}
+	name, err := nodeName(e, s.Node)
+	if err != nil {
+		return finding{"topology", false, err.Error()}
+	}
+	if _, ok := t.Node(name); !ok {
+		return finding{"topology", false, fmt.Sprintf("%s names no node %q: add it, or say which one this is with node = \"…\" in %s", s.Topology, name, conf.DefaultFile)}
+	}
+	return finding{"topology", true, fmt.Sprintf("%s, hash %s, this is node %s", s.Topology, t.Hash, name)}
+}
+
+func socketFinding(what, path, fix string) finding {
+	c, err := net.DialTimeout("unix", path, time.Second)
+	if err != nil {
+		return finding{what, false, fmt.Sprintf("%v: %s", err, fix)}
+	}
+	c.Close()
+	return finding{what, true, "listens on " + path}
+}
+
+// nriFinding only looks: a connection to NRI that says nothing would make containerd wait.
+func nriFinding(s conf.Settings) finding {
+	if _, err := os.Stat(s.NRISocket); err != nil {
+		return finding{"NRI", true, fmt.Sprintf("no socket at %s: pods are wired by CNI and lace-runc alone", s.NRISocket)}
+	}
+	return finding{"NRI", true, "socket at " + s.NRISocket}
+}
+
+const wrapper = "/opt/containerd/bin/runc"
+
+func wrapperFinding() finding {
+	target, err := os.Readlink(wrapper)
+	switch {
+	case err == nil && filepath.Base(target) == "lace-runc":
+		return finding{"lace-runc", true, wrapper + " leads to " + target}
+	case errors.Is(err, fs.ErrNotExist):
+		return finding{"lace-runc", false, fmt.Sprintf("%s is not there, so nerdctl and ctr do not reach Lace: ln -s /usr/local/bin/lace-runc %s", wrapper, wrapper)}
+	}
+	return finding{"lace-runc", false, fmt.Sprintf("%s is not a link to lace-runc: nerdctl and ctr do not reach Lace unless they name it (--runtime, --runc-binary)", wrapper)}
+}
