@@ -38,7 +38,7 @@ step() {
 	tick "$label" "$pid" &
 	ticker=$!
 	set +m
-	trap 'kill -- "-$pid" "-$ticker" 2>/dev/null || :; exit 130' INT TERM
+	trap 'kill -- "-$pid" "-$ticker" 2>/dev/null || :; rm -f "$log"; exit 130' INT TERM
 	wait "$pid" || rc=$?
 	trap - INT TERM
 	kill -- "-$ticker" 2>/dev/null || :
