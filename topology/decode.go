@@ -59,7 +59,7 @@ func Decode(file string, data []byte, into any) (Lines, error) {
 	}
 	values := map[string]any{}
 	if _, err := toml.Decode(string(data), &values); err != nil {
-		return nil, Errors{syntaxError(file, err)}
+		return nil, Errors{syntaxError(file, lines, err)}
 	}
 	d := decoder{file: file, lines: lines}
 	d.table("", values, reflect.ValueOf(into).Elem())
@@ -69,7 +69,7 @@ func Decode(file string, data []byte, into any) (Lines, error) {
 	return lines, nil
 }
 
-func syntaxError(file string, err error) Error {
+func syntaxError(file string, lines Lines, err error) Error {
 	var p toml.ParseError
 	if !errors.As(err, &p) {
 		return Error{File: file, Problem: err.Error()}
@@ -78,7 +78,7 @@ func syntaxError(file string, err error) Error {
 	if problem == "" {
 		problem = strings.TrimPrefix(p.Error(), fmt.Sprintf("toml: line %d: ", p.Position.Line))
 	}
-	return Error{File: file, Line: p.Position.Line, Key: p.LastKey, Problem: problem}
+	return Error{File: file, Line: p.Position.Line, Key: lines.at(p.Position.Line), Problem: problem}
 }
 
 type decoder struct {

@@ -29,6 +29,17 @@ func (l Lines) Has(key string) bool {
 	return ok
 }
 
+// at is the innermost key that starts on a line, "" where none does.
+func (l Lines) at(line int) string {
+	at := ""
+	for key, n := range l {
+		if n == line && (len(key) > len(at) || len(key) == len(at) && key < at) {
+			at = key
+		}
+	}
+	return at
+}
+
 // joinKey makes a path longer by a key, quoted where TOML would want that.
 func joinKey(path, key string) string {
 	if !isBare(key) {

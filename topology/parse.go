@@ -15,7 +15,7 @@ import (
 // The file as it is written. What each value may be is said by its type and its tag.
 type (
 	rawFile struct {
-		Version  int64                 `toml:"version,required" want:"version = 1"`
+		Version  *int64                `toml:"version,required" want:"version = 1"`
 		Underlay rawUnderlay           `toml:"underlay,required" want:"[underlay] with a locator-block"`
 		Nodes    map[string]rawNode    `toml:"node,required" want:"a table [node.NAME] for each node"`
 		Networks map[string]rawNetwork `toml:"network" want:"a table [network.NAME] for each network"`
@@ -99,13 +99,13 @@ func (b *builder) fail(key, fix, format string, args ...any) {
 func (b *builder) at(key string) string { return fmt.Sprintf("line %d", b.lines.Of(key)) }
 
 func (b *builder) build(raw *rawFile) {
-	if raw.Version != 1 && b.lines.Has("version") {
-		b.fail("version", "write version = 1", "version %d is not known", raw.Version)
+	if raw.Version != nil && *raw.Version != 1 {
+		b.fail("version", "write version = 1", "version %d is not known", *raw.Version)
 	}
 	b.topology.Underlay = Underlay{raw.Underlay.LocatorBlock.Prefix, raw.Underlay.Encapsulation}
 	b.limit("node", len(raw.Nodes), MaxNodes, "nodes")
 	b.limit("network", len(raw.Networks), MaxNetworks, "networks")
-	if len(raw.Nodes) == 0 && b.lines.Has("node") {
+	if raw.Nodes != nil && len(raw.Nodes) == 0 {
 		b.fail("node", "add a table [node.NAME] for each node", "no node")
 	}
 	for _, name := range sortedKeys(raw.Nodes) {
@@ -165,6 +165,7 @@ func (b *builder) locator(n *Node) {
 	if !within(n.Locator.Prefix, block) {
 		b.fail(nodeKey(n.Name, "locator"), "choose a prefix in the block, or make the block wider",
 			"%s is not in the locator block %s of %s", n.Locator, block, b.at("underlay.locator-block"))
+		n.Locator = Locator{} // nothing more to say of it
 		return
 	}
 	n.Number = offset(block, n.Locator.Addr(), n.Locator.Bits())
