@@ -291,6 +291,13 @@ func (d *Dataplane) Retain(_ context.Context, live []string) error {
 			errs = append(errs, d.releaseContainer(id))
 		}
 	}
+	for network, p := range d.pools {
+		for l := range p.leases {
+			if l.container != "" && !keep[l.container] {
+				d.release(network, l)
+			}
+		}
+	}
 	errs = append(errs, d.dropStrays(keep))
 	return errors.Join(errs...)
 }
