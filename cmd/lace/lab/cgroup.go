@@ -108,29 +108,47 @@ func containsAll(options, words string) bool {
 	return true
 }
 
-// makeCgroup makes a directory and those above it below the hierarchy.
+// makeCgroup makes a node's directory, those of its lab and of all labs above it. Nodes, and labs, do this side
+// by side, and a lab that ends removes what it finds empty: every step may have been done, or undone,
+// by another.
 func makeCgroup(dir string) error {
-	if _, err := os.Stat(dir); err == nil {
-		return nil
+	const attempts = 10
+	lab := filepath.Dir(dir)
+	var err error
+	for range attempts {
+		err = makeCgroups([]string{filepath.Dir(lab), lab, dir})
+		if !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 	}
-	if err := makeCgroup(filepath.Dir(dir)); err != nil {
-		return err
-	}
-	if isVersion2(filepath.Dir(filepath.Dir(dir))) { // the machine's own top is left as it is
-		handDown(filepath.Dir(dir))
-	}
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	return inheritCpuset(dir)
+	return err
 }
 
-// inheritCpuset fills a new cpuset of version 1, which takes no process while it is empty.
+// makeCgroups makes directories, each below the one before it. All but the last hand down what they have.
+func makeCgroups(dirs []string) error {
+	for i, dir := range dirs {
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		if err := inheritCpuset(dir); err != nil {
+			return err
+		}
+		if i < len(dirs)-1 {
+			handDown(dir)
+		}
+	}
+	return nil
+}
+
+// inheritCpuset fills a cpuset of version 1, which takes no process while it is empty.
 func inheritCpuset(dir string) error {
+	if isVersion2(dir) {
+		return nil
+	}
 	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
 		above, err := os.ReadFile(filepath.Join(filepath.Dir(dir), name))
-		if errors.Is(err, os.ErrNotExist) || isVersion2(dir) {
-			return nil
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // another hierarchy
 		}
 		if err != nil {
 			return err

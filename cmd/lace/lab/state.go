@@ -76,6 +76,10 @@ func downCommand(lab string) string {
 	return "lace lab down --name " + lab
 }
 
+// lockWait outlasts a process that is being started: until it runs its own program it shares the
+// lock of a `lace lab` that may have been killed meanwhile.
+const lockWait = 3 * time.Second
+
 // lockState keeps two commands from making and taking down the same lab at once. The lock goes with
 // the process.
 func lockState(lab string) (*os.File, error) {
@@ -83,9 +87,14 @@ func lockState(lab string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
-		return dir, nil
+	for deadline := time.Now().Add(lockWait); ; time.Sleep(20 * time.Millisecond) {
+		err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return dir, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
+			break
+		}
 	}
 	dir.Close()
 	if errors.Is(err, unix.EWOULDBLOCK) {
