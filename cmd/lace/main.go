@@ -47,6 +47,7 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends what does not heed the first
 	code := dispatch(ctx, hostEnv(), os.Args[1:])
 	stop()
 	os.Exit(code)
