@@ -30,9 +30,9 @@ var cniVersions = []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 
 // netConf is the network configuration of the CNI specification, section 1, with Lace's two keys.
 type netConf struct {
-	CNIVersion    string `json:"cniVersion"`
-	Socket        string `json:"socket"`     // the agent's; default wire.DefaultSocket
-	Containerd    string `json:"containerd"` // containerd's; default wire.DefaultContainerd
+	CNIVersion string `json:"cniVersion"`
+	Socket     string `json:"socket"`     // the agent's; default wire.DefaultSocket
+	Containerd string `json:"containerd"` // containerd's; default wire.DefaultContainerd
 	// RuntimeConfig has a pod's annotations where the conflist declares that capability.
 	RuntimeConfig struct {
 		Annotations map[string]string `json:"io.kubernetes.cri.pod-annotations"`
