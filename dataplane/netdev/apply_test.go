@@ -252,3 +252,35 @@ func TestVRFRuleIsRestored(t *testing.T) {
 		t.Errorf("our rule is left: %+v, %v", rules, err)
 	}
 }
+
+// The container's end must leave the room that the encapsulation needs: 40 bytes, 64 with a routing header.
+func TestHeadroomReachesTheContainer(t *testing.T) {
+	h, c, container := network(t, false)
+	if l, err := c.link("lacer100"); l == nil || err != nil {
+		t.Skipf("this kernel has no VXLAN (CONFIG_VXLAN): %v", err)
+	}
+	if mustLink(t, c, "lacer100").Attrs().RawFlags&unix.IFF_UP != 0 {
+		t.Error("the headroom device is up")
+	}
+	wire(t, h, testPort(container))
+	inside := dialTest(t, container)
+	room, ok := headroom(t, inside, mustLink(t, inside, "eth0").Attrs().Index)
+	if !ok {
+		t.Skip("this kernel does not show a link's headroom (IFLA_HEADROOM, Linux 6.18)")
+	}
+	if room < 64 {
+		t.Errorf("the container's end leaves %d bytes", room)
+	}
+}
+
+// headroom reads IFLA_HEADROOM.
+func headroom(t *testing.T, c *conn, index int) (uint64, bool) {
+	t.Helper()
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	rows, err := c.request(unix.RTM_GETLINK, 0, msg).Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	must(t, err)
+	at, err := parseAttributes(rows[0][unix.SizeofIfInfomsg:])
+	must(t, err)
+	return at.number(68)
+}

@@ -91,7 +91,7 @@ func host(t *testing.T) (*Handle, *conn) {
 	return openTest(t, path), c
 }
 
-// skipWithoutVRF returns the Options of the form with VRFs.
+// skipWithoutVRF skips a test of the form with VRFs where there are none.
 func skipWithoutVRF(t *testing.T, h *Handle) {
 	t.Helper()
 	ok, err := h.ProbeVRF()
@@ -200,11 +200,14 @@ func testPort(netnsPath string) PortSpec {
 	}
 }
 
-// veth joins two namespaces and sets both ends up.
+// veth joins two namespaces and sets both ends up. Their link-local addresses, from which the
+// kernel solicits neighbours, are there at once: the detection of duplicates takes seconds.
 func veth(t *testing.T, a *conn, nameA string, b *conn, nameB string) (netlink.Link, netlink.Link) {
 	t.Helper()
 	must(t, a.LinkAdd(&netlink.Veth{LinkAttrs: attrs(nameA), PeerName: nameB, PeerNamespace: netlink.NsFd(b.ns)}))
 	la, lb := mustLink(t, a, nameA), mustLink(t, b, nameB)
+	must(t, a.sysctl("ipv6/conf/"+nameA+"/accept_dad", "0"))
+	must(t, b.sysctl("ipv6/conf/"+nameB+"/accept_dad", "0"))
 	must(t, a.LinkSetUp(la))
 	must(t, b.LinkSetUp(lb))
 	return la, lb

@@ -23,13 +23,14 @@ const (
 
 // Watch calls changed, one call at a time and coalesced, when the uplinks or next hops may have
 // become others: links (not our own), addresses, routes (not our own), and the gateways of the last Nexthops. It also calls
-// when it may have missed something. It returns when ctx ends, or when it cannot subscribe at all.
+// once when it has begun to listen, and when it may have missed something. It returns when ctx ends, or when it cannot subscribe at all.
 func (h *Handle) Watch(ctx context.Context, changed func()) error {
 	s, err := h.subscribe()
 	if err != nil {
 		return err
 	}
 	dirty := make(chan struct{}, 1)
+	mark(dirty)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
