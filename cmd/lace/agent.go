@@ -79,7 +79,7 @@ func runAgent(ctx context.Context, e *env, args []string) error {
 	}
 	defer d.Close()
 	f := d.Features()
-	log.Info("data plane is up", "node", node, "topology", t.Hash, "vrf", f.VRF, "tcx", f.TCX, "decap_by_flags", f.DecapByFlags)
+	log.Info("data plane is up", "node", node, "topology", t.Hash.String(), "vrf", f.VRF, "tcx", f.TCX, "decap_by_flags", f.DecapByFlags)
 	a := plugin.New(plugin.Options{Socket: s.HookSocket, Containerd: s.Containerd, NRI: s.NRISocket, NRIIndex: string(s.NRIIndex), Log: log}, seam{d})
 	return runBoth(ctx, d, a, log)
 }
@@ -138,4 +138,14 @@ func lockAgent(socket string) (*os.File, error) {
 		return nil, fmt.Errorf("another agent holds %s: stop it first (systemctl stop lace)", path)
 	}
 	return f, nil
+}
+
+// agentRuns tells by the lock, without a word to the agent.
+func agentRuns(socket string) bool {
+	f, err := os.Open(socket + ".lock")
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil
 }

@@ -89,7 +89,7 @@ func hostFindings(e *env, s conf.Settings) []finding {
 		topologyFinding(e, s),
 		socketFinding("containerd", s.Containerd, "start containerd, or name its socket: containerd = \"…\" in "+conf.DefaultFile),
 		nriFinding(s),
-		socketFinding("agent", s.HookSocket, "start it: systemctl start lace"),
+		agentFinding(s),
 		wrapperFinding(),
 	}
 }
@@ -106,7 +106,7 @@ func topologyFinding(e *env, s conf.Settings) finding {
 	if _, ok := t.Node(name); !ok {
 		return finding{"topology", false, fmt.Sprintf("%s names no node %q: add it, or say which one this is with node = \"…\" in %s", s.Topology, name, conf.DefaultFile)}
 	}
-	return finding{"topology", true, fmt.Sprintf("%s, hash %s, this is node %s", s.Topology, t.Hash, name)}
+	return finding{"topology", true, fmt.Sprintf("%s, hash %s, this is node %s", s.Topology, t.Hash.String(), name)}
 }
 
 func socketFinding(what, path, fix string) finding {
@@ -116,6 +116,13 @@ func socketFinding(what, path, fix string) finding {
 	}
 	c.Close()
 	return finding{what, true, "listens on " + path}
+}
+
+func agentFinding(s conf.Settings) finding {
+	if !agentRuns(s.HookSocket) {
+		return finding{"agent", false, "not running, so containers that ask for Lace are refused: systemctl start lace"}
+	}
+	return finding{"agent", true, "runs, hooks reach it at " + s.HookSocket}
 }
 
 // nriFinding only looks: a connection to NRI that says nothing would make containerd wait.

@@ -9,11 +9,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"text/tabwriter"
-	"time"
 
 	"github.com/lace-net/lace/conf"
 	"github.com/lace-net/lace/dataplane/hook"
@@ -104,7 +102,7 @@ func readStatus(e *env, s conf.Settings) (*status, error) {
 	if err != nil {
 		return nil, err
 	}
-	st := &status{Node: node, Topology: t.Hash.String(), Agent: agentAnswers(s.HookSocket), Networks: p.Networks}
+	st := &status{Node: node, Topology: t.Hash.String(), Agent: agentRuns(s.HookSocket), Networks: p.Networks}
 	if err := st.readPeers(dev, p); err != nil {
 		return nil, err
 	}
@@ -112,16 +110,6 @@ func readStatus(e *env, s conf.Settings) (*status, error) {
 		return nil, err
 	}
 	return st, st.readCounters(s.BPFFS)
-}
-
-// agentAnswers dials the hook socket; the agent takes a connection without a message for a slip.
-func agentAnswers(socket string) bool {
-	c, err := net.DialTimeout("unix", socket, time.Second)
-	if err != nil {
-		return false
-	}
-	c.Close()
-	return true
 }
 
 func (st *status) readPeers(dev *netdev.Handle, p *plan.Plan) error {

@@ -234,13 +234,18 @@ func (h *Hooks) Commit(keep map[int]bool) error {
 	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove a half-made pin: %w", err)
 	}
-	if err := h.coll.Maps["stages"].Pin(next); err != nil {
+	// The library follows a map's pin, and would take a second Pin for a move. A clone has no pin.
+	stages, err := h.coll.Maps["stages"].Clone()
+	if err != nil {
+		return fmt.Errorf("clone the map of tail calls: %w", err)
+	}
+	defer stages.Close()
+	if err := stages.Pin(next); err != nil {
 		return fmt.Errorf("pin the tail calls at %s: %w", next, err)
 	}
 	if err := os.Rename(next, filepath.Join(h.dir, "stages")); err != nil {
 		return fmt.Errorf("put the new tail calls in place: %w", err)
 	}
-	// Cloned handles of this process would remove the pin with the map's Unpin; it is left to the directory.
 	return errors.Join(h.dropLinks(keep), h.dropOldLayouts())
 }
 
