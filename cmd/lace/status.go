@@ -61,7 +61,6 @@ type counterStatus struct {
 }
 
 func runStatus(_ context.Context, e *env, args []string) error {
-	s := conf.Default()
 	flags := newFlags("status")
 	file := flags.String("config", conf.DefaultFile, "settings `FILE`")
 	asJSON := flags.Bool("json", false, "print JSON")
