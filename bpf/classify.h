@@ -19,6 +19,8 @@
 #define DHCPV6_SERVER_PORT 547
 #define DHCPV6_CLIENT_PORT 546
 
+#define IP_HEADER_MAX 60 /* IPv4 with options */
+
 /* Does a container act as a DHCP server? ports: source and destination, as on the wire. */
 static __always_inline bool is_dhcp_server(__u32 ports)
 {
@@ -66,24 +68,40 @@ static __always_inline int classify_v4(struct __sk_buff *skb, struct context *ct
 	if (ip->daddr == port->gateway4)
 		return go_to(skb, STAGE_GATEWAY);
 	if (ip->ttl <= 1)
-		return refuse(skb, ctx, REASON_HOP_LIMIT, ICMP_TIME_EXCEEDED_V4, 0);
+		return refuse(skb, ctx, REASON_HOP_LIMIT, ICMP_TIME_EXCEEDED_V4, 0, 0);
 	map_v4(&ctx->dst, ip->daddr);
 	*(__u32 *)ctx->bits = *(__u32 *)port->bits4;
 	return go_to(skb, STAGE_ROUTE);
 }
 
-/* What a container may not send over ICMPv6 and UDP whatever the destination. */
-static __always_inline enum reason check_v6_payload(struct __sk_buff *skb, const struct ipv6hdr *ip)
+/* What a container may not send, whatever the destination. word: the first 32 bits of the payload. */
+static __always_inline enum reason check_v6_upper(__u8 protocol, __u32 word)
 {
-	const __u8 *payload = (const void *)(ip + 1);
-
-	if (payload + 4 > (const __u8 *)packet_end(skb))
-		return REASON_NONE;
-	if (ip->nexthdr == IPPROTO_ICMPV6 && payload[0] == ICMPV6_ROUTER_ADVERTISEMENT)
+	if (protocol == IPPROTO_ICMPV6 && *(__u8 *)&word == ICMPV6_ROUTER_ADVERTISEMENT)
 		return REASON_ROUTER_ADVERTISEMENT;
-	if (ip->nexthdr == IPPROTO_UDP && is_dhcp_server(*(const __u32 *)payload))
+	if (protocol == IPPROTO_UDP && is_dhcp_server(word))
 		return REASON_DHCP_SERVER;
 	return REASON_NONE;
+}
+
+static __always_inline enum reason check_v6_payload(struct __sk_buff *skb, const struct ipv6hdr *ip)
+{
+	const __u32 *payload = (const void *)(ip + 1);
+	struct upper upper;
+	__u32 word;
+
+	if (!is_extension(ip->nexthdr)) {
+		if ((void *)(payload + 1) > packet_end(skb))
+			return REASON_NONE;
+		return check_v6_upper(ip->nexthdr, *payload);
+	}
+	if (!find_upper(skb, ip->nexthdr, &upper))
+		return REASON_MALFORMED;
+	if (upper.protocol == NEXTHDR_ROUTING && !upper.later)
+		return REASON_SRV6_FROM_CONTAINER;
+	if (upper.later || bpf_skb_load_bytes(skb, upper.offset, &word, sizeof(word)))
+		return REASON_NONE;
+	return check_v6_upper(upper.protocol, word);
 }
 
 static __always_inline bool is_neighbour_discovery(struct __sk_buff *skb, const struct ipv6hdr *ip)
@@ -113,13 +131,16 @@ static __always_inline int classify_v6(struct __sk_buff *skb, struct context *ct
 	reason = check_v6_payload(skb, ip);
 	if (reason)
 		return drop(skb, reason);
-	if (ip->nexthdr == NEXTHDR_ROUTING || (first_half(&dst) & cfg->locator_block_mask) == cfg->locator_block)
+	if ((first_half(&dst) & cfg->locator_block_mask) == cfg->locator_block)
 		return drop(skb, REASON_SRV6_FROM_CONTAINER);
+	if (is_mapped_v4(&dst))
+		return drop(skb, REASON_MALFORMED);
 	ctx->v4 = 0;
 	ctx->tos = traffic_class(ip);
 	ctx->l3_len = total;
 	/* Neighbour discovery also comes from the link-local and the unspecified address. */
-	if (is_neighbour_discovery(skb, ip))
+	ctx->nd = is_neighbour_discovery(skb, ip);
+	if (ctx->nd)
 		return go_to(skb, STAGE_GATEWAY);
 	if (!(port->flags & PORT_HAS_V6) || !same_addr(&src, &port->v6)) {
 		/* Every host speaks MLD and asks for routers from its link-local address. */
@@ -133,7 +154,7 @@ static __always_inline int classify_v6(struct __sk_buff *skb, struct context *ct
 	if (same_addr(&dst, &port->gateway6))
 		return go_to(skb, STAGE_GATEWAY);
 	if (ip->hop_limit <= 1)
-		return refuse(skb, ctx, REASON_HOP_LIMIT, ICMP_TIME_EXCEEDED_V6, 0);
+		return refuse(skb, ctx, REASON_HOP_LIMIT, ICMP_TIME_EXCEEDED_V6, 0, 0);
 	ctx->dst = dst;
 	*(__u32 *)ctx->bits = *(__u32 *)port->bits6;
 	return go_to(skb, STAGE_ROUTE);
@@ -150,7 +171,7 @@ int pod_l3(struct __sk_buff *skb)
 
 	if (!port || !ctx || !cfg)
 		return drop(skb, REASON_NO_PORT);
-	pull(skb, ETH_HLEN + sizeof(struct ipv6hdr) + 4);
+	pull(skb, ETH_HLEN + IP_HEADER_MAX + 4);
 	eth = packet_start(skb);
 	if ((void *)(eth + 1) > packet_end(skb))
 		return drop(skb, REASON_MALFORMED);

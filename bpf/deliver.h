@@ -14,38 +14,43 @@
 /* The agent vouches every few seconds; after this long without, its MAC addresses may be stale. */
 #define HEARTBEAT_LIMIT_NS (120ULL * 1000000000)
 
+/* Where the TCP or UDP header of a GSO packet is. False: it is not there. */
+static __always_inline bool find_transport(struct __sk_buff *skb, const struct context *ctx, struct upper *upper)
+{
+	struct ethhdr *eth = packet_start(skb);
+	struct iphdr *ip = (void *)(eth + 1);
+
+	if ((void *)(ip + 1) > packet_end(skb))
+		return false;
+	if (!ctx->v4) /* the next header is where IPv4 has the end of its identification */
+		return find_upper(skb, ((__u8 *)ip)[offsetof(struct ipv6hdr, nexthdr)], upper);
+	upper->offset = ETH_HLEN + ip->ihl * 4;
+	upper->protocol = ip->protocol;
+	return true;
+}
+
 /* Bytes of the largest IP packet on the wire: for a GSO packet, of one of its segments. */
 static __always_inline __u32 packet_size(struct __sk_buff *skb, const struct context *ctx)
 {
-	struct ethhdr *eth = packet_start(skb);
-	__u32 ip_len = sizeof(struct ipv6hdr);
-	__u8 protocol, offset;
+	struct upper upper;
+	__u8 offset;
 
 	if (!skb->gso_size)
 		return ctx->l3_len;
-	if ((void *)(eth + 1) + sizeof(struct ipv6hdr) > packet_end(skb))
+	if (!find_transport(skb, ctx, &upper))
 		return ctx->l3_len;
-	if (ctx->v4) {
-		struct iphdr *ip = (void *)(eth + 1);
-
-		ip_len = ip->ihl * 4;
-		protocol = ip->protocol;
-	} else {
-		protocol = ((struct ipv6hdr *)(eth + 1))->nexthdr;
-	}
-	if (protocol == IPPROTO_UDP)
-		return ip_len + 8 + skb->gso_size;
-	if (bpf_skb_load_bytes(skb, ETH_HLEN + ip_len + 12, &offset, 1))
+	if (upper.protocol == IPPROTO_UDP)
+		return upper.offset - ETH_HLEN + 8 + skb->gso_size;
+	if (bpf_skb_load_bytes(skb, upper.offset + 12, &offset, 1))
 		return ctx->l3_len;
-	return ip_len + (offset >> 4) * 4 + skb->gso_size;
+	return upper.offset - ETH_HLEN + (offset >> 4) * 4 + skb->gso_size;
 }
 
 static __always_inline int too_big(struct __sk_buff *skb, struct context *ctx, __u32 mtu)
 {
-	ctx->icmp_mtu = mtu;
 	if (ctx->v4)
-		return refuse(skb, ctx, REASON_TOO_BIG, 3, ICMP_FRAGMENTATION_NEEDED_V4);
-	return refuse(skb, ctx, REASON_TOO_BIG, ICMP_PACKET_TOO_BIG_V6, 0);
+		return refuse(skb, ctx, REASON_TOO_BIG, ICMP_UNREACHABLE_V4, ICMP_FRAGMENTATION_NEEDED_V4, mtu);
+	return refuse(skb, ctx, REASON_TOO_BIG, ICMP_PACKET_TOO_BIG_V6, 0, mtu);
 }
 
 /* One hop less, whichever way the packet goes on. False: the header is not there. */
@@ -82,6 +87,9 @@ static __always_inline int deliver_local(struct __sk_buff *skb, const struct con
 	__builtin_memcpy(eth->h_source, &cfg->gateway, ETH_ALEN);
 	eth->h_proto = ctx->v4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
 	count(skb, reason);
+	/* The gateway's MAC is the bridge's, not the port's; before 6.16 the container's stack would refuse. */
+	if (skb->pkt_type != PACKET_HOST)
+		bpf_skb_change_type(skb, PACKET_HOST);
 	return bpf_redirect_peer(ctx->ifindex, 0);
 }
 

@@ -11,6 +11,10 @@
 #define QUOTE_V4 548 /* 576 bytes in all, RFC 1812 4.3.2.3 */
 #define QUOTE_V6 QUOTE_MAX
 
+#define ICMP_TIMESTAMP_V4 13
+#define ICMP_TIMESTAMP_REPLY_V4 14
+#define ICMPV6_REDIRECT 137
+
 #define BUDGET_BURST 50
 #define BUDGET_NS 1000000 /* one more answer every millisecond */
 
@@ -58,7 +62,7 @@ static __always_inline bool may_answer(__u32 ifindex)
 		if (budget->tokens > BUDGET_BURST)
 			budget->tokens = BUDGET_BURST;
 	}
-	if (!budget->tokens)
+	if (budget->tokens <= 0)
 		return false;
 	budget->tokens--;
 	return true;
@@ -123,7 +127,8 @@ static __always_inline bool may_quote_v4(struct __sk_buff *skb, const struct iph
 		return true;
 	if (bpf_skb_load_bytes(skb, ETH_HLEN + ip->ihl * 4, &type, 1))
 		return false;
-	return type == ICMP_ECHO_V4 || type == ICMP_ECHO_REPLY_V4 || type == 13 || type == 14;
+	return type == ICMP_ECHO_V4 || type == ICMP_ECHO_REPLY_V4 || type == ICMP_TIMESTAMP_V4 ||
+	       type == ICMP_TIMESTAMP_REPLY_V4;
 }
 
 static __always_inline int error_v4(struct __sk_buff *skb, struct context *ctx, const struct port *port,
@@ -171,23 +176,24 @@ static __always_inline int error_v4(struct __sk_buff *skb, struct context *ctx, 
 	return bpf_redirect(skb->ifindex, 0);
 }
 
-/* RFC 4443 2.4 (e): never about an error, a redirect, or what no single host sent. */
+/*
+ * RFC 4443 2.4 (e): never about an error, a redirect, or what went to many. A later fragment is
+ * left to the answer about the first.
+ */
 static __always_inline bool may_quote_v6(struct __sk_buff *skb, const struct ipv6hdr *ip)
 {
+	struct upper upper;
 	__u8 type;
 
-	if (ip->nexthdr == NEXTHDR_FRAGMENT) {
-		__u8 fragment[4];
-
-		if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(*ip), fragment, sizeof(fragment)))
-			return false;
-		return !(fragment[2] || fragment[3] & 0xf8);
-	}
-	if (ip->nexthdr != IPPROTO_ICMPV6)
-		return true;
-	if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(*ip), &type, 1))
+	if (ip->daddr.in6_u.u6_addr8[0] == 0xff)
 		return false;
-	return type >= ICMP_ECHO_V6 && type != 137;
+	if (!find_upper(skb, ip->nexthdr, &upper) || upper.later)
+		return false;
+	if (upper.protocol != IPPROTO_ICMPV6)
+		return true;
+	if (bpf_skb_load_bytes(skb, upper.offset, &type, 1))
+		return false;
+	return type >= ICMP_ECHO_V6 && type != ICMPV6_REDIRECT;
 }
 
 static __always_inline int error_v6(struct __sk_buff *skb, struct context *ctx, const struct port *port,

@@ -178,101 +178,84 @@ static __always_inline int gateway_nd(struct __sk_buff *skb, const struct port *
 	return send_back(skb);
 }
 
-/* Swap the MAC addresses and turn the ICMP type at offset, keeping its checksum right. */
-static __always_inline int echo_reply(struct __sk_buff *skb, struct ethhdr *eth, __u32 offset, __u8 request, __u8 reply)
+/*
+ * Where the ICMP header of a packet to the gateway is; 0 in a later fragment, which has none. Negative: no
+ * ICMP.
+ */
+static __always_inline int find_icmp(struct __sk_buff *skb, bool v4)
 {
-	__u8 mac[ETH_ALEN];
+	union {
+		struct iphdr v4;
+		struct ipv6hdr v6;
+	} ip = {};
+	struct upper upper;
 
-	if (offset) {
-		__be16 old, new = bpf_htons((__u16)reply << 8);
-
-		if (bpf_skb_load_bytes(skb, offset, &old, sizeof(old)))
+	if (v4) {
+		if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip.v4, sizeof(ip.v4)) || ip.v4.protocol != IPPROTO_ICMP)
 			return -1;
-		if (old != bpf_htons((__u16)request << 8))
-			return -1;
-		if (bpf_l4_csum_replace(skb, offset + 2, old, new, sizeof(new)) ||
-		    bpf_skb_store_bytes(skb, offset, &new, sizeof(new), 0))
-			return -1;
+		return ip.v4.frag_off & bpf_htons(IP_OFFSET) ? 0 : ETH_HLEN + ip.v4.ihl * 4;
 	}
-	__builtin_memcpy(mac, eth->h_dest, ETH_ALEN);
-	__builtin_memcpy(eth->h_dest, eth->h_source, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, mac, ETH_ALEN);
-	return 0;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip.v6, sizeof(ip.v6)) || !find_upper(skb, ip.v6.nexthdr, &upper))
+		return -1;
+	if (upper.protocol != IPPROTO_ICMPV6)
+		return -1;
+	return upper.later ? 0 : (int)upper.offset;
 }
 
-/* Fragments need no state: only the first has the ICMP header, all are turned round. */
-static __always_inline int gateway_echo_v4(struct __sk_buff *skb)
+/* Swap the addresses of both headers; no checksum changes by that. */
+static __always_inline bool turn_round(struct __sk_buff *skb, bool v4)
 {
-	struct {
-		struct ethhdr eth;
-		struct iphdr ip;
-	} __attribute__((packed)) f;
-	__u32 offset;
-	__be32 addr;
+	struct mac macs[2], macs_back[2];
+	__be32 v4s[2], v4s_back[2];
+	union addr v6s[2], v6s_back[2];
 
-	if (bpf_skb_load_bytes(skb, 0, &f, sizeof(f)))
+	if (bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
+		return false;
+	macs_back[0] = macs[1];
+	macs_back[1] = macs[0];
+	if (bpf_skb_store_bytes(skb, 0, macs_back, sizeof(macs_back), 0))
+		return false;
+	if (v4) {
+		if (bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct iphdr, saddr), v4s, sizeof(v4s)))
+			return false;
+		v4s_back[0] = v4s[1];
+		v4s_back[1] = v4s[0];
+		return !bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct iphdr, saddr), v4s_back, sizeof(v4s_back),
+					    0);
+	}
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, saddr), v6s, sizeof(v6s)))
+		return false;
+	v6s_back[0] = v6s[1];
+	v6s_back[1] = v6s[0];
+	return !bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, saddr), v6s_back, sizeof(v6s_back), 0);
+}
+
+/* Answer an echo request. Fragments need no state: only the first has the ICMP header, all are turned round. */
+static __always_inline int echo(struct __sk_buff *skb, bool v4, __u32 offset, __be16 request)
+{
+	__be16 reply = bpf_htons((v4 ? ICMP_ECHO_REPLY_V4 : ICMP_ECHO_REPLY_V6) << 8);
+
+	if (offset && (bpf_l4_csum_replace(skb, offset + 2, request, reply, sizeof(reply)) ||
+		       bpf_skb_store_bytes(skb, offset, &reply, sizeof(reply), 0)))
 		return drop(skb, REASON_MALFORMED);
-	if (f.ip.protocol != IPPROTO_ICMP)
-		return drop(skb, REASON_GATEWAY_CLOSED);
-	offset = f.ip.frag_off & bpf_htons(IP_OFFSET) ? 0 : ETH_HLEN + f.ip.ihl * 4;
-	if (echo_reply(skb, &f.eth, offset, ICMP_ECHO_V4, ICMP_ECHO_REPLY_V4))
-		return drop(skb, REASON_GATEWAY_CLOSED);
-	addr = f.ip.saddr;
-	f.ip.saddr = f.ip.daddr;
-	f.ip.daddr = addr;
-	if (bpf_skb_store_bytes(skb, 0, &f, sizeof(f), 0))
+	if (!turn_round(skb, v4))
 		return drop(skb, REASON_MALFORMED);
 	return send_back(skb);
 }
 
-static __always_inline int gateway_echo_v6(struct __sk_buff *skb)
+/* Echo is all that the gateway takes; with a VRF the stack answers, and may have asked itself. */
+static __always_inline int gateway_ip(struct __sk_buff *skb, const struct context *ctx, const struct config *cfg)
 {
-	struct {
-		struct ethhdr eth;
-		struct ipv6hdr ip;
-	} __attribute__((packed)) f;
-	__u32 offset = sizeof(f);
-	struct in6_addr addr;
-	__u8 nexthdr;
+	__be16 request = bpf_htons((ctx->v4 ? ICMP_ECHO_V4 : ICMP_ECHO_V6) << 8);
+	__be16 reply = bpf_htons((ctx->v4 ? ICMP_ECHO_REPLY_V4 : ICMP_ECHO_REPLY_V6) << 8);
+	int offset = find_icmp(skb, ctx->v4);
+	__be16 type_code = request;
 
-	if (bpf_skb_load_bytes(skb, 0, &f, sizeof(f)))
-		return drop(skb, REASON_MALFORMED);
-	nexthdr = f.ip.nexthdr;
-	if (nexthdr == NEXTHDR_FRAGMENT) {
-		__u8 fragment[8];
-
-		if (bpf_skb_load_bytes(skb, offset, fragment, sizeof(fragment)))
-			return drop(skb, REASON_MALFORMED);
-		nexthdr = fragment[0];
-		offset = fragment[2] || fragment[3] & 0xf8 ? 0 : offset + sizeof(fragment);
-	}
-	if (nexthdr != IPPROTO_ICMPV6)
+	if (offset < 0 || (offset && bpf_skb_load_bytes(skb, offset, &type_code, sizeof(type_code))))
 		return drop(skb, REASON_GATEWAY_CLOSED);
-	if (echo_reply(skb, &f.eth, offset, ICMP_ECHO_V6, ICMP_ECHO_REPLY_V6))
+	if (type_code != request && !(cfg->vrf && type_code == reply))
 		return drop(skb, REASON_GATEWAY_CLOSED);
-	addr = f.ip.saddr;
-	f.ip.saddr = f.ip.daddr;
-	f.ip.daddr = addr;
-	if (bpf_skb_store_bytes(skb, 0, &f, sizeof(f), 0))
-		return drop(skb, REASON_MALFORMED);
-	return send_back(skb);
-}
-
-/* With a VRF the stack answers; ICMP to the gateway is all it gets. */
-static __always_inline int gateway_ip(struct __sk_buff *skb, struct context *ctx, const struct config *cfg)
-{
-	__u8 nexthdr;
-
-	if (!cfg->vrf)
-		return ctx->v4 ? gateway_echo_v4(skb) : gateway_echo_v6(skb);
-	if (bpf_skb_load_bytes(skb, ETH_HLEN + (ctx->v4 ? 9 : 6), &nexthdr, 1))
-		return drop(skb, REASON_MALFORMED);
-	if (!ctx->v4 && nexthdr == NEXTHDR_FRAGMENT &&
-	    bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(struct ipv6hdr), &nexthdr, 1))
-		return drop(skb, REASON_MALFORMED);
-	if (nexthdr != (ctx->v4 ? IPPROTO_ICMP : IPPROTO_ICMPV6))
-		return drop(skb, REASON_GATEWAY_CLOSED);
-	return hand_up(skb);
+	return cfg->vrf ? hand_up(skb) : echo(skb, ctx->v4, offset, request);
 }
 
 SEC("tc")
@@ -290,15 +273,7 @@ int stage_gateway(struct __sk_buff *skb)
 		return drop(skb, REASON_MALFORMED);
 	if (eth.h_proto == bpf_htons(ETH_P_ARP))
 		return gateway_arp(skb, port, cfg);
-	if (!ctx->v4) {
-		struct {
-			struct ipv6hdr ip;
-			__u8 type;
-		} __attribute__((packed)) h;
-
-		if (!bpf_skb_load_bytes(skb, ETH_HLEN, &h, sizeof(h)) && h.ip.nexthdr == IPPROTO_ICMPV6 &&
-		    (h.type == ICMPV6_NEIGHBOUR_SOLICITATION || h.type == ICMPV6_NEIGHBOUR_ADVERTISEMENT))
-			return gateway_nd(skb, port, cfg);
-	}
+	if (!ctx->v4 && ctx->nd)
+		return gateway_nd(skb, port, cfg);
 	return gateway_ip(skb, ctx, cfg);
 }

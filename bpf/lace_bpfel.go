@@ -40,7 +40,7 @@ type LaceBlockKey struct {
 
 type LaceBudget struct {
 	_      structs.HostLayout
-	Tokens uint64
+	Tokens int64
 	Stamp  uint64
 }
 
@@ -66,7 +66,6 @@ type LaceContext struct {
 	Network uint32
 	Ifindex uint32
 	Peer    uint32
-	Reason  uint32
 	Dst     struct {
 		_  structs.HostLayout
 		U8 [16]uint8
@@ -91,7 +90,8 @@ type LaceContext struct {
 	IcmpType uint8
 	IcmpCode uint8
 	IcmpMtu  uint16
-	Pad      [2]uint8
+	Nd       uint8
+	Pad      [5]uint8
 	_        [2]byte
 }
 

@@ -56,7 +56,7 @@ int stage_route(struct __sk_buff *skb)
 	block = find_block(ctx);
 	if (!block) /* "administratively prohibited": the one code that UDP sockets see at once */
 		return refuse(skb, ctx, REASON_NO_ROUTE, ctx->v4 ? ICMP_UNREACHABLE_V4 : ICMP_UNREACHABLE_V6,
-			      ctx->v4 ? 13 : 1);
+			      ctx->v4 ? 13 : 1, 0);
 	if (!(block->flags & BLOCK_LOCAL)) {
 		ctx->peer = block->peer;
 		ctx->sid = block->sid;
@@ -67,7 +67,7 @@ int stage_route(struct __sk_buff *skb)
 	endpoint = bpf_map_lookup_elem(&endpoints, &key);
 	if (!endpoint) /* host unreachable, address unreachable */
 		return refuse(skb, ctx, REASON_NO_ENDPOINT, ctx->v4 ? ICMP_UNREACHABLE_V4 : ICMP_UNREACHABLE_V6,
-			      ctx->v4 ? 1 : 3);
+			      ctx->v4 ? 1 : 3, 0);
 	ctx->ifindex = endpoint->ifindex;
 	ctx->mac = endpoint->mac;
 	ctx->mtu = endpoint->mtu;

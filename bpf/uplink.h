@@ -58,22 +58,38 @@ static __always_inline enum reason check_outer(const struct outer *outer, const 
 	return src.network == sid.network ? REASON_NONE : REASON_NETWORK_MISMATCH;
 }
 
-/* Congestion marked on the outer header goes to the inner one, RFC 6040 4.2. */
-static __always_inline bool carry_congestion_v4(struct iphdr *ip)
+/*
+ * The inner class with what the outer header says about congestion, RFC 6040 4.2. Only ECT(1) and CE
+ * change it. Negative: to be dropped, as the flow could not tell that it was congested.
+ */
+static __always_inline int combine_ecn(__u8 class, __u8 outer)
 {
-	if (!(ip->tos & ECN_MASK))
+	if (!(class & ECN_MASK))
+		return outer == ECN_CE ? -1 : class;
+	if (outer == ECN_CE)
+		return class | ECN_CE;
+	if ((class & ECN_MASK) == ECN_ECT0)
+		return (class & ~ECN_MASK) | ECN_ECT1;
+	return class;
+}
+
+static __always_inline bool carry_congestion_v4(struct iphdr *ip, __u8 outer)
+{
+	int class = combine_ecn(ip->tos, outer);
+
+	if (class < 0)
 		return false;
-	set_tos(ip, ip->tos | ECN_CE);
+	set_tos(ip, class);
 	return true;
 }
 
-static __always_inline bool carry_congestion_v6(struct ipv6hdr *ip)
+static __always_inline bool carry_congestion_v6(struct ipv6hdr *ip, __u8 outer)
 {
-	__u8 tc = traffic_class(ip);
+	int class = combine_ecn(traffic_class(ip), outer);
 
-	if (!(tc & ECN_MASK))
+	if (class < 0)
 		return false;
-	set_traffic_class(ip, tc | ECN_CE);
+	set_traffic_class(ip, class);
 	return true;
 }
 
@@ -89,7 +105,7 @@ static __always_inline enum reason parse_inner_v4(struct __sk_buff *skb, struct 
 	if (!skb->gso_size && (total < ip->ihl * 4u || total > skb->len - offset))
 		return REASON_MALFORMED;
 	map_v4(&ctx->dst, ip->daddr);
-	if (ecn == ECN_CE && !carry_congestion_v4(ip))
+	if (ecn & 1 && !carry_congestion_v4(ip, ecn)) /* ECT(1) or CE */
 		return REASON_ECN_CONGESTION;
 	return REASON_NONE;
 }
@@ -103,7 +119,9 @@ static __always_inline enum reason parse_inner_v6(struct __sk_buff *skb, struct 
 	if (!skb->gso_size && bpf_ntohs(ip->payload_len) + sizeof(*ip) > skb->len - offset)
 		return REASON_MALFORMED;
 	__builtin_memcpy(&ctx->dst, &ip->daddr, sizeof(ctx->dst));
-	if (ecn == ECN_CE && !carry_congestion_v6(ip))
+	if (is_mapped_v4(&ctx->dst))
+		return REASON_MALFORMED;
+	if (ecn & 1 && !carry_congestion_v6(ip, ecn))
 		return REASON_ECN_CONGESTION;
 	return REASON_NONE;
 }
@@ -165,8 +183,8 @@ static __always_inline int from_underlay(struct __sk_buff *skb, __u32 l2)
 	struct outer outer = {};
 	struct ipv6hdr *ip;
 
-	/* A tagged frame belongs to a VLAN interface above this one. */
-	if (!cfg || skb->vlan_present || skb->protocol != bpf_htons(ETH_P_IPV6))
+	/* A tagged frame belongs to a VLAN interface above this one, and others are only overheard. */
+	if (!cfg || skb->vlan_present || skb->pkt_type != PACKET_HOST || skb->protocol != bpf_htons(ETH_P_IPV6))
 		return PASS;
 	pull(skb, l2 + OUTER_LEN + SRH_LEN + sizeof(struct ipv6hdr));
 	ip = packet_start(skb) + l2;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <linux/if_ether.h>
+#include <linux/if_packet.h>
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
@@ -18,8 +19,14 @@
 #define NEXTHDR_HOP 0
 #define NEXTHDR_ROUTING 43
 #define NEXTHDR_FRAGMENT 44
+#define NEXTHDR_AUTH 51
+#define NEXTHDR_DEST 60
+
+#define EXTENSIONS_MAX 6 /* no honest packet has more */
 
 #define ECN_MASK 3
+#define ECN_ECT1 1
+#define ECN_ECT0 2
 #define ECN_CE 3
 
 /* The packet is not ours: let the next program, or the stack, have it. */
@@ -41,7 +48,9 @@ static __always_inline void *packet_end(struct __sk_buff *skb)
  */
 static __always_inline void pull(struct __sk_buff *skb, __u32 len)
 {
-	if (packet_start(skb) + len > packet_end(skb))
+	__u32 linear = skb->data_end - skb->data;
+
+	if (linear < len && linear < skb->len)
 		bpf_skb_pull_data(skb, len < skb->len ? len : skb->len);
 }
 
@@ -81,12 +90,14 @@ static __always_inline int go_to(struct __sk_buff *skb, enum stage stage)
 	return drop(skb, REASON_STAGE_MISSING);
 }
 
-/* Ask the error stage for an ICMP answer to the container. */
-static __always_inline int refuse(struct __sk_buff *skb, struct context *ctx, enum reason reason, __u8 type, __u8 code)
+/* Ask the error stage for an ICMP answer to the container; mtu is 0 but for "too big". */
+static __always_inline int refuse(struct __sk_buff *skb, struct context *ctx, enum reason reason, __u8 type, __u8 code,
+				  __u16 mtu)
 {
 	count(skb, reason);
 	ctx->icmp_type = type;
 	ctx->icmp_code = code;
+	ctx->icmp_mtu = mtu;
 	return go_to(skb, STAGE_ERROR);
 }
 
@@ -117,6 +128,12 @@ static __always_inline bool is_link_local(const union addr *addr)
 static __always_inline bool is_unspecified(const union addr *addr)
 {
 	return !(addr->be32[0] | addr->be32[1] | addr->be32[2] | addr->be32[3]);
+}
+
+/* An IPv6 packet with such an address could be taken for one of IPv4 in the tables. */
+static __always_inline bool is_mapped_v4(const union addr *addr)
+{
+	return !(addr->be32[0] | addr->be32[1]) && addr->be32[2] == bpf_htonl(0xffff);
 }
 
 static __always_inline __be64 first_half(const union addr *addr)
@@ -151,6 +168,47 @@ static __always_inline void set_tos(struct iphdr *ip, __u8 tos)
 	/* tos is the low byte of the first word; the version is unchanged. */
 	ip->check = fold(sum);
 	ip->tos = tos;
+}
+
+/* What lies behind the headers of an IPv6 packet. */
+struct upper {
+	__u32 offset;
+	__u8 protocol; /* ROUTING: a routing header, which no packet here may have */
+	bool later;    /* a fragment, not the first: the offset is inside of the payload */
+};
+
+static __always_inline bool is_extension(__u8 nexthdr)
+{
+	return nexthdr == NEXTHDR_HOP || nexthdr == NEXTHDR_ROUTING || nexthdr == NEXTHDR_FRAGMENT ||
+	       nexthdr == NEXTHDR_AUTH || nexthdr == NEXTHDR_DEST;
+}
+
+/* Go over the extension headers behind the IPv6 header. False: cut short, or too many. */
+static __always_inline bool find_upper(struct __sk_buff *skb, __u8 nexthdr, struct upper *upper)
+{
+	__u8 head[4];
+
+	upper->offset = ETH_HLEN + sizeof(struct ipv6hdr);
+	upper->later = false;
+	for (int i = 0; i < EXTENSIONS_MAX; i++) {
+		upper->protocol = nexthdr;
+		if (!is_extension(nexthdr) || nexthdr == NEXTHDR_ROUTING)
+			return true;
+		if (bpf_skb_load_bytes(skb, upper->offset, head, sizeof(head)))
+			return false;
+		if (nexthdr == NEXTHDR_FRAGMENT) {
+			upper->offset += 8;
+			upper->later = head[2] || head[3] & 0xf8;
+		} else {
+			upper->offset += nexthdr == NEXTHDR_AUTH ? (head[1] + 2) * 4 : (head[1] + 1) * 8;
+		}
+		nexthdr = head[0];
+		if (upper->later) {
+			upper->protocol = nexthdr;
+			return true;
+		}
+	}
+	return false;
 }
 
 static __always_inline __u8 traffic_class(const struct ipv6hdr *ip)

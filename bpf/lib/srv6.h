@@ -8,6 +8,7 @@
  */
 #pragma once
 
+#include <asm-generic/errno.h>
 #include "packet.h"
 
 #define OUTER_LEN 40
@@ -69,41 +70,62 @@ static __always_inline struct sid parse_sid(const union addr *addr, __u8 locator
 }
 
 /*
+ * A packet that came out of the overlay and goes back into it is still marked as encapsulated, and
+ * the kernel refuses to do that twice. One that needs no segmentation can do without; only
+ * change_proto then makes an IPv4 packet an IPv6 one, and it adds 20 bytes.
+ */
+static __always_inline long make_room_again(struct __sk_buff *skb, bool v4, bool srh)
+{
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
+
+	if (v4) {
+		long err = bpf_skb_change_proto(skb, bpf_htons(ETH_P_IPV6), 0);
+
+		if (err)
+			return err;
+		return srh ? bpf_skb_adjust_room(skb, OUTER_LEN + SRH_LEN - 20, BPF_ADJ_ROOM_MAC, flags)
+			   : bpf_skb_adjust_room(skb, OUTER_LEN - 20, BPF_ADJ_ROOM_MAC, flags);
+	}
+	return srh ? bpf_skb_adjust_room(skb, OUTER_LEN + SRH_LEN, BPF_ADJ_ROOM_MAC, flags)
+		   : bpf_skb_adjust_room(skb, OUTER_LEN, BPF_ADJ_ROOM_MAC, flags);
+}
+
+static __always_inline enum reason make_room(struct __sk_buff *skb, bool v4, bool srh)
+{
+	__u64 flags = BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 | BPF_F_ADJ_ROOM_FIXED_GSO;
+	long err = srh ? bpf_skb_adjust_room(skb, OUTER_LEN + SRH_LEN, BPF_ADJ_ROOM_MAC, flags)
+		       : bpf_skb_adjust_room(skb, OUTER_LEN, BPF_ADJ_ROOM_MAC, flags);
+
+	if (err == -EALREADY) {
+		if (skb->gso_size)
+			return REASON_ENCAP_NESTED;
+		err = make_room_again(skb, v4, srh);
+	}
+	return err ? REASON_ENCAP_FAILED : REASON_NONE;
+}
+
+/*
  * Put the outer header in front of the IP packet behind the Ethernet header. The kernel keeps
  * segmentation and checksums right (FIXED_GSO). 0, or the reason of the failure.
  */
 static __always_inline enum reason encapsulate(struct __sk_buff *skb, const struct context *ctx, bool srh)
 {
-	__u64 flags = BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 | BPF_F_ADJ_ROOM_FIXED_GSO;
 	__u32 label = bpf_get_hash_recalc(skb) & 0xfffff; /* RFC 6438 */
 	__u8 inner = ctx->v4 ? IPPROTO_IPIP : IPPROTO_IPV6;
 	__u16 payload = ctx->l3_len;
 	struct ipv6hdr *outer;
 	struct ethhdr *eth;
-	long err;
+	enum reason reason = make_room(skb, ctx->v4, srh);
 
-	err = srh ? bpf_skb_adjust_room(skb, OUTER_LEN + SRH_LEN, BPF_ADJ_ROOM_MAC, flags)
-		  : bpf_skb_adjust_room(skb, OUTER_LEN, BPF_ADJ_ROOM_MAC, flags);
-	if (err) {
-		/*
-		 * A packet that came out of the overlay and goes back into it is still marked as
-		 * encapsulated. One that needs no segmentation passes without the flag.
-		 */
-		if (skb->gso_size)
-			return REASON_ENCAP_NESTED;
-		flags = BPF_F_ADJ_ROOM_FIXED_GSO;
-		err = srh ? bpf_skb_adjust_room(skb, OUTER_LEN + SRH_LEN, BPF_ADJ_ROOM_MAC, flags)
-			  : bpf_skb_adjust_room(skb, OUTER_LEN, BPF_ADJ_ROOM_MAC, flags);
-		if (err)
-			return REASON_ENCAP_FAILED;
-	}
-
+	if (reason)
+		return reason;
 	eth = packet_start(skb);
 	outer = (void *)(eth + 1);
 	if ((void *)(outer + 1) > packet_end(skb))
 		return REASON_ENCAP_FAILED;
 	eth->h_proto = bpf_htons(ETH_P_IPV6);
-	*(__be32 *)outer = bpf_htonl(6 << 28 | (__u32)ctx->tos << 20 | label);
+	/* Label 0 would mean that there is none. */
+	*(__be32 *)outer = bpf_htonl(6 << 28 | (__u32)ctx->tos << 20 | (label ?: 1));
 	outer->hop_limit = OUTER_HOP_LIMIT;
 	__builtin_memcpy(&outer->saddr, &ctx->source, sizeof(outer->saddr));
 	__builtin_memcpy(&outer->daddr, &ctx->sid, sizeof(outer->daddr));

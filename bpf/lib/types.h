@@ -109,8 +109,8 @@ struct counter {
 
 /* Error answers that a container may still be sent; key: interface index. */
 struct budget {
-	__u64 tokens;
-	__u64 stamp; /* ns, coarse monotonic clock */
+	__s64 tokens; /* below 0 where two processors took the last one at once */
+	__u64 stamp;  /* ns, coarse monotonic clock */
 };
 
 /* What the stages hand on, one per CPU. Valid from an entry program to the end of its tail calls. */
@@ -118,7 +118,6 @@ struct context {
 	__u32 network;
 	__u32 ifindex; /* deliver: host end of the local container */
 	__u32 peer;    /* deliver: nexthop of a remote one */
-	__u32 reason;  /* error: what to count */
 	union addr dst;
 	union addr source; /* outer source */
 	union addr sid;
@@ -131,7 +130,8 @@ struct context {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u16 icmp_mtu;
-	__u8 pad[2];
+	__u8 nd; /* gateway: neighbour discovery */
+	__u8 pad[5];
 };
 
 #define QUOTE_MAX 1232 /* largest part of a packet that an ICMPv6 error quotes, RFC 4443 2.4 (c) */

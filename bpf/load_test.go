@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+)
+
+// instructionLimit bounds what the verifier may have to look at for one program. The kernel's own
+// limit is a million; far below it the programs stay quick to load and open to grow.
+const instructionLimit = 20000
+
+// TestVerifier loads every program in both forms of decapsulation.
+func TestVerifier(t *testing.T) {
+	needRoot(t)
+	for name, byFlags := range map[string]uint8{"flags": 1, "change_proto": 0} {
+		t.Run(name, func(t *testing.T) {
+			spec := loadSpec(t)
+			must(t, spec.Variables["decap_by_flags"].Set(byFlags))
+			coll := load(t, spec)
+			for name, p := range coll.Programs {
+				checkInstructions(t, name, p)
+			}
+			if len(coll.Programs) < 10 {
+				t.Errorf("only %d programs: the object is not whole", len(coll.Programs))
+			}
+		})
+	}
+}
+
+func checkInstructions(t *testing.T, name string, p *ebpf.Program) {
+	t.Helper()
+	info, err := p.Info()
+	must(t, err)
+	verified, _ := info.VerifiedInstructions()
+	size, err := info.TranslatedSize()
+	must(t, err)
+	t.Logf("%-28s %5d instructions, %6d verified", name, size/8, verified)
+	if verified > instructionLimit {
+		t.Errorf("program %s: the verifier looked at %d instructions, the limit is %d", name, verified, instructionLimit)
+	}
+}
+
+func loadSpec(t testing.TB) *ebpf.CollectionSpec {
+	t.Helper()
+	spec, err := LoadLace()
+	must(t, err)
+	return spec
+}
+
+// load loads a collection and says what the verifier said.
+func load(t testing.TB, spec *ebpf.CollectionSpec) *ebpf.Collection {
+	t.Helper()
+	coll, err := ebpf.NewCollection(spec)
+	var rejected *ebpf.VerifierError
+	if errors.As(err, &rejected) {
+		t.Fatalf("the verifier refuses: %+v", rejected)
+	}
+	must(t, err)
+	t.Cleanup(coll.Close)
+	return coll
+}
+
+// TestVerifierErrorIsTold makes sure that the gate above can fail, and what it would say.
+func TestVerifierErrorIsTold(t *testing.T) {
+	needRoot(t)
+	spec := loadSpec(t)
+	p := spec.Programs["probe_empty"]
+	p.Instructions = p.Instructions[:0]
+	_, err := ebpf.NewCollection(spec)
+	if err == nil || !strings.Contains(err.Error(), "probe_empty") {
+		t.Errorf("a program without instructions: %v", err)
+	}
+}
+
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to load eBPF programs: run the tests as root")
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
