@@ -133,7 +133,7 @@ func (s *supervisor) start(i int) error {
 // next one is then started all the same and says what it misses.
 func (s *supervisor) await(i int, socket string) {
 	for deadline := time.Now().Add(readyWait); s.runs(i) && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		if answers(socket) {
+		if isSocket(socket) {
 			return
 		}
 		s.reap()

@@ -88,7 +88,7 @@ func hosts(t *topology.Topology) []*topology.Node {
 	return found
 }
 
-// Up makes the lab and returns when every node is ready: its containerd and its agent answer. If
+// Up makes the lab and returns when every node is ready, its containerd and its agent too. If
 // anything fails, all that was made is taken down again.
 func Up(ctx context.Context, o Options) error {
 	if err := o.check(); err != nil {

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,7 +33,7 @@ const (
 
 const (
 	stageWait = 90 * time.Second // for a node's mounts and the start of its programs
-	readyWait = 60 * time.Second // for a socket of a program to answer
+	readyWait = 60 * time.Second // for a program to make its socket
 )
 
 // Spec is all that a node has to know of itself.
@@ -59,7 +58,7 @@ type Program struct {
 	Name   string // of its log
 	Args   []string
 	Env    []string
-	Socket string // it is ready when this answers; the next program waits for that
+	Socket string // it is ready when this is there; the next program waits for that
 }
 
 // nodeInit is the first process of a node, seen from outside.
@@ -187,7 +186,7 @@ func closeFiles(files []*os.File) {
 	}
 }
 
-// bringUp hands the node its spec and returns when its programs answer and have their image.
+// bringUp hands the node its spec and returns when its programs are ready and have their image.
 func (n *nodeInit) bringUp(ctx context.Context, o *Options, cgroups []string) error {
 	if err := n.send(o.spec(n.node, cgroups)); err != nil {
 		return err
@@ -248,14 +247,14 @@ func (n *nodeInit) awaitSocket(ctx context.Context, p Program) error {
 	path := filepath.Join(fmt.Sprintf("/proc/%d/root", n.cmd.Process.Pid), p.Socket)
 	exit := filepath.Join(fmt.Sprintf("/proc/%d/root", n.cmd.Process.Pid), exitPath(p.Name))
 	for deadline := time.Now().Add(readyWait); ; {
-		if answers(path) {
+		if isSocket(path) {
 			return nil
 		}
 		if how, err := os.ReadFile(exit); err == nil {
 			return fmt.Errorf("%s has ended: %s%s", p.Name, bytes.TrimSpace(how), tail(logPath(n.lab, n.node.Name, p.Name)))
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s: %s does not answer after %v%s", p.Name, p.Socket, readyWait, tail(logPath(n.lab, n.node.Name, p.Name)))
+			return fmt.Errorf("%s: %s is not there after %v%s", p.Name, p.Socket, readyWait, tail(logPath(n.lab, n.node.Name, p.Name)))
 		}
 		select {
 		case <-ctx.Done():
@@ -265,13 +264,11 @@ func (n *nodeInit) awaitSocket(ctx context.Context, p Program) error {
 	}
 }
 
-func answers(socket string) bool {
-	conn, err := net.DialTimeout("unix", socket, time.Second)
-	if err != nil {
-		return false
-	}
-	conn.Close()
-	return true
+// isSocket: a program makes its socket when it is ready, and one left by a predecessor is removed
+// before it starts. Calling there would put a caller without a message into its log.
+func isSocket(path string) bool {
+	stat, err := os.Stat(path)
+	return err == nil && stat.Mode().Type() == os.ModeSocket
 }
 
 // tail is the end of a log, ready to stand behind an error; empty where the log is.

@@ -58,8 +58,8 @@ func programStatus(first process, name, socket string, wanted bool) string {
 	if how, err := os.ReadFile(filepath.Join(root, exitPath(name))); err == nil {
 		return "ended (" + string(bytes.TrimSpace(how)) + ")"
 	}
-	if !answers(filepath.Join(root, socket)) {
-		return "silent"
+	if !isSocket(filepath.Join(root, socket)) {
+		return "starting"
 	}
 	return "up"
 }
