@@ -10,6 +10,7 @@
 
 #define QUOTE_V4 548 /* 576 bytes in all, RFC 1812 4.3.2.3 */
 #define QUOTE_V6 QUOTE_MAX
+#define QUOTE_MIN 20 /* a bare IP header */
 
 #define ICMP_TIMESTAMP_V4 13
 #define ICMP_TIMESTAMP_REPLY_V4 14
@@ -69,7 +70,7 @@ static __always_inline bool may_answer(__u32 ifindex)
 }
 
 /*
- * Internet checksum, not folded, of len bytes (1 to QUOTE_MAX) of the packet from the IP header on.
+ * Internet checksum, not folded, of len bytes (QUOTE_MIN to QUOTE_MAX) of the packet from the IP header on.
  * bpf_csum_diff takes 512 bytes at once. Negative on failure.
  */
 static __noinline __s64 quote_checksum(struct __sk_buff *skb, __u64 len, __u32 sum)
@@ -79,9 +80,15 @@ static __noinline __s64 quote_checksum(struct __sk_buff *skb, __u64 len, __u32 s
 	__s64 total = sum;
 	__u32 left;
 
-	/* len is 64 bits wide and opaque here, so that what is checked is the register that is used. */
+	/*
+	 * len is 64 bits wide, and opaque before each check: what is checked is the register that is
+	 * used, and the checks stay two. Older verifiers learn nothing from one for 0.
+	 */
 	asm volatile("" : "+r"(len));
-	if (!quote || len < 1 || len > QUOTE_MAX)
+	if (!quote || len > QUOTE_MAX)
+		return -1;
+	asm volatile("" : "+r"(len));
+	if (len < QUOTE_MIN)
 		return -1;
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, quote->bytes, len))
 		return -1;
