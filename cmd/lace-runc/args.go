@@ -32,7 +32,7 @@ func bundleOf(args []string) (bundle string, create bool) {
 			i++
 			value = args[i]
 		}
-		if command != "" && (name == "bundle" || name == "b") {
+		if command != "" && value != "" && (name == "bundle" || name == "b") {
 			bundle = value
 		}
 	}
