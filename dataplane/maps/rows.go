@@ -67,10 +67,13 @@ func (m *Maps) Sync(p *plan.Plan, devices map[string]Device) (Changes, error) {
 	return sum, errors.Join(errs...)
 }
 
-// SyncNexthops writes the ways to the peers; peers without one are unreachable by name.
+// SyncNexthops writes the ways to the peers; a peer without one is refused with reason no_nexthop.
 func (m *Maps) SyncNexthops(hops []Nexthop) error {
 	want := map[uint32]bpf.LaceNexthop{}
 	for _, h := range hops {
+		if h.Peer == 0 || h.Peer >= m.nexthops.MaxEntries() {
+			return fmt.Errorf("nexthop of peer %d: map nexthops has places for peers 1 to %d", h.Peer, m.nexthops.MaxEntries()-1)
+		}
 		want[h.Peer] = nexthopRow(h)
 	}
 	for i := uint32(1); i < m.nexthops.MaxEntries(); i++ {

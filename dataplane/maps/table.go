@@ -68,35 +68,53 @@ func (t Table[K, V]) All() (map[K]V, error) {
 }
 
 // Sync makes the table hold want and nothing else: first what is new or different, then what
-// is gone, so that a row which stays is never missing.
+// is gone, so that a row which stays is never missing. What only fits when others are gone comes last.
 func (t Table[K, V]) Sync(want map[K]V) (Changes, error) {
-	var done Changes
 	have, err := t.All()
 	if err != nil {
-		return done, err
+		return Changes{}, err
 	}
-	var errs []error
+	var put, gone []K
 	for k, v := range want {
-		if old, ok := have[k]; ok && old == v {
-			continue
+		if old, ok := have[k]; !ok || old != v {
+			put = append(put, k)
 		}
-		if err := t.Put(k, v); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		done.Put++
 	}
 	for k := range have {
-		if _, ok := want[k]; ok {
-			continue
+		if _, ok := want[k]; !ok {
+			gone = append(gone, k)
 		}
-		if err := t.Delete(k); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		done.Deleted++
 	}
-	return done, errors.Join(errs...)
+	waiting, err := t.each(put, func(k K) error { return t.Put(k, want[k]) })
+	undeleted, errGone := t.each(gone, t.Delete)
+	done := Changes{Put: len(put) - len(waiting), Deleted: len(gone) - len(undeleted)}
+	if isFull(err) && done.Deleted > 0 {
+		var still []K
+		still, err = t.each(waiting, func(k K) error { return t.Put(k, want[k]) })
+		done.Put += len(waiting) - len(still)
+	}
+	return done, errors.Join(err, errGone)
+}
+
+// each calls f for every key, goes on where it fails, and returns those keys with one error of each kind.
+func (t Table[K, V]) each(keys []K, f func(K) error) (failed []K, err error) {
+	told := map[string]bool{}
+	var errs []error
+	for _, k := range keys {
+		e := f(k)
+		if e == nil {
+			continue
+		}
+		failed = append(failed, k)
+		if !told[e.Error()] {
+			told[e.Error()] = true
+			errs = append(errs, e)
+		}
+	}
+	if len(failed) > 0 {
+		err = fmt.Errorf("%d of %d rows: %w", len(failed), len(keys), errors.Join(errs...))
+	}
+	return failed, err
 }
 
 func (t Table[K, V]) wrap(what string, err error) error {
