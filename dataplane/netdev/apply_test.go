@@ -38,7 +38,7 @@ func TestBridge(t *testing.T) {
 		must(t, err)
 		b := mustLink(t, c, "laceb100")
 		a := b.Attrs()
-		if a.Alias != "lace network=backend" || macOf(b) != plan.GatewayMAC || a.MTU != podMTU || a.Flags&net.FlagUp == 0 {
+		if a.Alias != "lace network=backend" || macOf(b) != plan.GatewayMAC || a.MTU != podMTU || a.Flags&net.FlagUp == 0 || a.Group != group {
 			t.Errorf("bridge is %+v", a)
 		}
 		d, err := c.detail(a.Index)
@@ -48,6 +48,12 @@ func TestBridge(t *testing.T) {
 		}
 		if v, ok := d.info.number(nl.IFLA_BR_STP_STATE); !ok || v != 0 {
 			t.Errorf("STP state %d, %v", v, ok)
+		}
+		if v, _ := d.inet6.number(inet6AddrGenMode); v != addrGenNone {
+			t.Errorf("addrgenmode is %d", v)
+		}
+		if v, ok := d.inet6Setting(confAcceptRA); !ok || v != 0 {
+			t.Errorf("accept_ra is %d", v)
 		}
 		wantDisabled, want := int32(1), []netip.Prefix(nil)
 		if vrf {

@@ -179,17 +179,19 @@ func TestWatchSurvivesAnOverrun(t *testing.T) {
 	dirty := make(chan struct{}, 1)
 	done := make(chan error, 1)
 	go func() { done <- h.listen(ctx, s, dirty) }()
-	<-dirty
-	addRoute(t, c, "fd02::/32", "", u0)
-	select {
-	case <-dirty:
-	case err := <-done:
-		t.Errorf("the subscription broke: %v", err)
-	case <-time.After(30 * time.Second):
-		t.Error("no notice after the overrun")
+	defer cancel()
+	notice := func(what string) {
+		select {
+		case <-dirty:
+		case err := <-done:
+			t.Fatalf("%s: the subscription broke: %v", what, err)
+		case <-time.After(30 * time.Second):
+			t.Fatalf("%s: no notice", what)
+		}
 	}
-	cancel()
-	<-done
+	notice("overrun")
+	addRoute(t, c, "fd02::/32", "", u0)
+	notice("after it")
 }
 
 func TestWatchSubscribesAgain(t *testing.T) {

@@ -4,9 +4,11 @@ package netdev
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -65,7 +67,7 @@ func TestPort(t *testing.T) {
 		if v, ok := d.inet6Setting(confDisableIPv6); !ok || v != 1 {
 			t.Errorf("disable_ipv6 of the host end is %d", v)
 		}
-		if a := out.Attrs(); a.MTU != podMTU || a.MasterIndex != mustLink(t, c, "laceb100").Attrs().Index || a.RawFlags&unix.IFF_UP == 0 {
+		if a := out.Attrs(); a.MTU != podMTU || a.MasterIndex != mustLink(t, c, "laceb100").Attrs().Index || a.RawFlags&unix.IFF_UP == 0 || a.Group != group {
 			t.Errorf("host end is %+v", a)
 		}
 		inside := dialTest(t, container)
@@ -89,6 +91,13 @@ func checkContainer(t *testing.T, h *Handle, inside *conn, in netlink.Link) {
 	want := []netip.Prefix{netip.MustParsePrefix("10.40.1.2/32"), netip.MustParsePrefix("fd40:0:1::2/128")}
 	if diff := cmp.Diff(want, have, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
 		t.Errorf("addresses in the container: %s", diff)
+	}
+	all, err := list(func() ([]netlink.Addr, error) { return inside.AddrList(in, netlink.FAMILY_V6) })
+	must(t, err)
+	for _, a := range all {
+		if a.Flags&unix.IFA_F_NODAD == 0 {
+			t.Errorf("%s waits for the detection of duplicates", a.IP)
+		}
 	}
 	if v, _ := d.detail.inet6Setting(confAcceptRA); v != 0 {
 		t.Errorf("accept_ra in the container is %d", v)
@@ -295,6 +304,39 @@ func TestVanishedContainer(t *testing.T) {
 	_, err = h.CreatePort(s)
 	wantError(t, err, "it is gone")
 	until(t, "the port goes with its container", func() bool { l, err := c.link(s.HostIf); return l == nil && err == nil })
+}
+
+// Two clients may ask for one container at the same time, and many for many.
+func TestConcurrentAttach(t *testing.T) {
+	h, _, one := network(t, false)
+	var group sync.WaitGroup
+	errs := make(chan error, 100)
+	for i := range 8 {
+		s := testPort(newNetns(t))
+		s.Container = fmt.Sprintf("default/%d", i)
+		s.HostIf = s.Attachment.HostIf()
+		s.MAC[5] = byte(0x10 + i)
+		for _, spec := range []PortSpec{s, s, testPort(one)} {
+			group.Go(func() {
+				_, err := h.CreatePort(spec)
+				errs <- err
+				_, err = h.ConfigurePort(spec)
+				errs <- err
+			})
+		}
+		group.Go(func() {
+			_, err := h.Apply(testPlan(), Options{MTU: podMTU})
+			errs <- err
+		})
+	}
+	group.Wait()
+	close(errs)
+	for err := range errs {
+		must(t, err)
+	}
+	if ports, err := h.Ports(); len(ports) != 9 || err != nil {
+		t.Errorf("%d ports, %v", len(ports), err)
+	}
 }
 
 func TestBadPortSpecs(t *testing.T) {

@@ -60,13 +60,13 @@ func (r route) netlink() *netlink.Route {
 	return n
 }
 
-// fromNetlink reads a route of the kernel. A multipath route becomes its first path.
+// fromNetlink reads a route of the kernel. A multipath route becomes its first path that works.
 func fromNetlink(n netlink.Route) route {
 	r := route{table: n.Table, kind: n.Type, dev: n.LinkIndex, scope: n.Scope, metric: n.Priority}
 	r.dst, _ = prefix(n.Dst)
 	gw := n.Gw
-	if len(n.MultiPath) > 0 {
-		r.dev, gw = n.MultiPath[0].LinkIndex, n.MultiPath[0].Gw
+	if path := livePath(n.MultiPath); path != nil {
+		r.dev, gw = path.LinkIndex, path.Gw
 	}
 	if a, ok := netip.AddrFromSlice(gw); ok {
 		r.gw = a.Unmap()
@@ -75,6 +75,19 @@ func fromNetlink(n netlink.Route) route {
 		r.dev = 0 // the kernel shows lo
 	}
 	return r
+}
+
+// livePath is the first path whose link has a carrier, else the first of all, nil of none.
+func livePath(paths []*netlink.NexthopInfo) *netlink.NexthopInfo {
+	for _, p := range paths {
+		if p.Flags&(unix.RTNH_F_DEAD|unix.RTNH_F_LINKDOWN) == 0 {
+			return p
+		}
+	}
+	if len(paths) > 0 {
+		return paths[0]
+	}
+	return nil
 }
 
 // ownRoutes lists the routes with our protocol in all tables of one family.

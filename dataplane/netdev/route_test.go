@@ -132,6 +132,26 @@ func TestLocatorRouteFollowsTheUnderlay(t *testing.T) {
 	}
 }
 
+// A locator route that covers the peer's underlay address must not answer the question it was made from.
+func TestOwnRoutesDoNotShadowTheUnderlay(t *testing.T) {
+	h, c, u0, _ := underlay(t)
+	addRoute(t, c, "::/0", "fd00:a::fe", u0)
+	p := withPeer(noNetworks(), "5f00:1ace:2::1")
+	must(t, errorOf(h.Apply(p, Options{})))
+	addRoute(t, c, "5f00:1ace::/32", "fd00:a::2", u0)
+	must(t, errorOf(h.Apply(p, Options{})))
+	if r, ok := locatorRoute(t, c, "5f00:1ace:2::/48"); !ok || r.gw.String() != "fd00:a::2" {
+		t.Errorf("route is %v, %v", r, ok)
+	}
+	must(t, c.LinkSetDown(u0))
+	must(t, c.LinkSetUp(u0))
+	until(t, "the link is up again", func() bool { return mustLink(t, c, "u0").Attrs().OperState == netlink.OperUp })
+	must(t, errorOf(h.Apply(p, Options{})))
+	if r, ok := locatorRoute(t, c, "5f00:1ace:2::/48"); ok {
+		t.Errorf("the uplink's routes are gone, this one is not: %v", r)
+	}
+}
+
 func TestForeignLocatorRouteIsNotTouched(t *testing.T) {
 	h, c, u0, _ := underlay(t)
 	addRoute(t, c, "5f00:1ace:2::/48", "fd00:a::fe", u0)
@@ -160,6 +180,26 @@ func TestRoutesOfFormerPeersGo(t *testing.T) {
 	if r, ok := locatorRoute(t, c, "5f00:1ace:2::/48"); ok {
 		t.Errorf("route is left: %v", r)
 	}
+}
+
+func TestMultipathRouteTakesAPathThatWorks(t *testing.T) {
+	h, c, u0, far := underlay(t)
+	u1, f1 := veth(t, c, "u1", far, "f1")
+	addAddress(t, c, u1, "fd00:c::1/64")
+	until(t, "u1 has its address", func() bool { return local(c, "fd00:c::1") })
+	must(t, c.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("fd00:b::/64")), MultiPath: []*netlink.NexthopInfo{
+		{LinkIndex: u1.Attrs().Index, Gw: netip.MustParseAddr("fd00:c::fe").AsSlice()},
+		{LinkIndex: u0.Attrs().Index, Gw: netip.MustParseAddr("fd00:a::fe").AsSlice()},
+	}}))
+	p := withPeer(noNetworks(), "fd00:b::2")
+	if n := nexthops(t, h, p)[0]; n.Gateway.String() != "fd00:c::fe" {
+		t.Errorf("next hop is %+v", n)
+	}
+	must(t, far.LinkSetDown(f1))
+	until(t, "the next hop moves to the path with a carrier", func() bool {
+		n := nexthops(t, h, p)[0]
+		return n.Gateway.String() == "fd00:a::fe" && n.Ifindex == u0.Attrs().Index
+	})
 }
 
 // rawDevice makes an interface without Ethernet headers, as WireGuard's are, and sets it up.

@@ -61,7 +61,7 @@ func namedUplinks(links map[string]netlink.Link, names []string) []Uplink {
 func foundUplinks(links map[string]netlink.Link, indexes []int) []Uplink {
 	var ups []Uplink
 	for _, l := range links {
-		if slices.Contains(indexes, l.Attrs().Index) && !loopback(l) && !owned(l) {
+		if slices.Contains(indexes, l.Attrs().Index) && !loopback(l) {
 			ups = append(ups, uplink(l))
 		}
 	}
