@@ -27,7 +27,8 @@ type fakeRecords struct {
 	mu        sync.Mutex
 	byKey     map[string]container
 	podByID   map[string]wire.Pod
-	fail      error // of every read
+	fail      error // of every read of containers
+	failPods  error
 	listed    func()
 	remembers int
 }
@@ -49,7 +50,7 @@ func (f *fakeRecords) pod(_ context.Context, id string) (wire.Pod, error) {
 	if !ok {
 		return p, errors.New("not found")
 	}
-	return p, f.fail
+	return p, f.failPods
 }
 
 func (f *fakeRecords) remember(_ context.Context, ns, id string, labels map[string]string) error {
@@ -80,7 +81,7 @@ func (f *fakeRecords) pods(context.Context) (all []wire.Pod, err error) {
 	for _, p := range f.podByID {
 		all = append(all, p)
 	}
-	return all, f.fail
+	return all, f.failPods
 }
 
 // fakeDataplane records what it is asked.
@@ -367,10 +368,14 @@ func TestSynchroniseSettlesEach(t *testing.T) {
 }
 
 func TestNothingIsTakenAwayBeforeAllIsKnown(t *testing.T) {
-	b := newAgentBed()
-	b.records.fail = errors.New("containerd is starting")
-	if err := b.synchronise(t.Context()); err == nil || b.plane.called("retain") {
-		t.Errorf("error %v, calls %v", err, b.plane.calls)
+	starting := errors.New("containerd is starting")
+	for what, fail := range map[string]func(*fakeRecords){
+		"containers": func(r *fakeRecords) { r.fail = starting }, "pods": func(r *fakeRecords) { r.failPods = starting }} {
+		b := newAgentBed()
+		fail(b.records)
+		if err := b.synchronise(t.Context()); !errors.Is(err, starting) || b.plane.called("retain") {
+			t.Errorf("%s: error %v, calls %v", what, err, b.plane.calls)
+		}
 	}
 }
 

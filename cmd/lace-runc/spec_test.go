@@ -60,6 +60,7 @@ func TestAddHooksSkips(t *testing.T) {
 		"no linux":               `{}`,
 		"network of another":     `{"linux":{"namespaces":[{"type":"network","path":"/proc/1/ns/net"}]}}`,
 		"container inside a pod": `{"annotations":{"io.kubernetes.cri.container-type":"container"},"linux":{"namespaces":[{"type":"network","path":"/n"}]}}`,
+		"fresh network in a pod": `{"annotations":{"io.kubernetes.cri.container-type":"container"},"linux":{"namespaces":[{"type":"network"}]}}`,
 		"pod on the host":        `{"annotations":{"io.kubernetes.cri.container-type":"sandbox"},"linux":{"namespaces":[]}}`,
 	} {
 		if b, err := addHooks([]byte(spec), "/opt/runc", nil); err != nil || string(b) != spec {

@@ -74,11 +74,11 @@ func (f *fake) choose(r plugin.Request) (netip.Addr, error) {
 	for c, ip := range f.reserved {
 		taken[ip] = c != r.Container
 	}
-	for _, ip := range r.IPs {
-		if f.outside != nil && f.outside(ip) || taken[ip] {
-			return ip, fmt.Errorf("address %s cannot be had", ip)
+	if len(r.IPs) > 0 {
+		if f.outside != nil && f.outside(r.IPs[0]) || taken[r.IPs[0]] {
+			return r.IPs[0], fmt.Errorf("address %s cannot be had", r.IPs[0])
 		}
-		return ip, nil
+		return r.IPs[0], nil
 	}
 	if ip, ok := f.reserved[r.Container]; ok {
 		return ip, nil
