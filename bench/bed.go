@@ -18,7 +18,7 @@ type kind struct {
 }
 
 // kinds is in the order of the report.
-var kinds = []kind{bare, routed, vxlan, seg6}
+var kinds = []kind{bare, routed, vxlan, seg6, laceL3, laceL3SRH}
 
 // bed is podA – nodeA – wire – nodeB – podB, all of them network namespaces. The traffic goes
 // from client to server.
@@ -30,8 +30,8 @@ type bed struct {
 	client ns
 	server ns
 	addr   map[int]netip.Addr // of the server, by IP version
-	log    func(format string, args ...any)
-	onStop []func() error // last made, first undone
+	agents [2]*nodeProcess    // of a Lace bed
+	onStop []func() error     // last made, first undone
 }
 
 func bedNames() []string {
@@ -42,10 +42,10 @@ func bedNames() []string {
 	return names
 }
 
-func newBed(name, wire string, log func(string, ...any)) *bed {
+func newBed(name, wire string) *bed {
 	k := kinds[slices.Index(bedNames(), name)]
 	at := func(role string) ns { return ns(netnsPrefix + name + "-" + role) }
-	b := &bed{kind: k, wire: wire, log: log,
+	b := &bed{kind: k, wire: wire,
 		pod: [2]ns{at("pa"), at("pb")}, node: [2]ns{at("na"), at("nb")}}
 	b.client, b.server = b.pod[0], b.pod[1]
 	return b

@@ -31,7 +31,7 @@ func newLab(opt options, stderr io.Writer) (*lab, error) {
 	log := func(format string, args ...any) { fmt.Fprintf(stderr, "bench: "+format+"\n", args...) }
 	l := &lab{self: self, opt: opt, log: log}
 	for _, name := range opt.beds {
-		l.beds = append(l.beds, newBed(name, opt.wire, log))
+		l.beds = append(l.beds, newBed(name, opt.wire))
 	}
 	return l, nil
 }

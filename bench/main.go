@@ -50,8 +50,10 @@ func dispatch(args []string) error {
 
 // roles are the processes that the bench starts of itself, each in a namespace of a bed.
 var roles = map[string]func([]string) error{
-	"serve": func(args []string) error { return runTraffic(args, servers) },
-	"send":  func(args []string) error { return runTraffic(args, clients) },
+	"serve":   func(args []string) error { return runTraffic(args, servers) },
+	"send":    func(args []string) error { return runTraffic(args, clients) },
+	"isolate": isolate,
+	"node":    runNode,
 }
 
 func exitCode(err error) int {

@@ -92,12 +92,16 @@ func dial(addr netip.AddrPort) (socket, error) {
 
 func (s socket) connect(to unix.Sockaddr) error { return unix.Connect(int(s), to) }
 
-// tune sets what the measurement wants of a TCP connection: no delay, and cubic, as bbr paces by its
-// own model of the path and so measures itself.
+// tune sends small writes at once, on a connection by choose.
 func (s socket) tune() error {
 	if err := unix.SetsockoptInt(int(s), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
 		return fmt.Errorf("set TCP_NODELAY: %w", err)
 	}
+	return s.choose()
+}
+
+// choose takes cubic: bbr paces by its own model of the path and so measures itself.
+func (s socket) choose() error {
 	if err := unix.SetsockoptString(int(s), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic"); err != nil {
 		return fmt.Errorf("choose cubic as congestion control: %w", err)
 	}

@@ -54,7 +54,7 @@ func sendConnections(addr netip.AddrPort, length time.Duration, _ func()) (tally
 }
 
 func askOnce(addr netip.AddrPort, what byte) error {
-	s, err := dialTuned(addr)
+	s, err := dialWith(addr, socket.tune)
 	if err != nil {
 		return err
 	}

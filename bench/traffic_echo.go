@@ -14,7 +14,7 @@ const warmUp = 200
 
 // serveEcho sends back what one connection brings, until it ends.
 func serveEcho(addr netip.AddrPort, _ time.Duration, ready func()) (tally, error) {
-	s, err := acceptOne(addr, ready)
+	s, err := acceptOne(addr, ready, socket.tune)
 	if err != nil {
 		return tally{}, err
 	}
@@ -43,7 +43,7 @@ func echo(s socket, buf []byte) error {
 
 // sendEcho counts round trips of one byte on one connection.
 func sendEcho(addr netip.AddrPort, length time.Duration, _ func()) (tally, error) {
-	s, err := dialTuned(addr)
+	s, err := dialWith(addr, socket.tune)
 	if err != nil {
 		return tally{}, err
 	}

@@ -15,7 +15,7 @@ const blockSize = 128 << 10
 // serveStream takes one connection and counts its bytes. The end of the stream is acknowledged with a
 // byte, so that the sender's clock runs until all has arrived.
 func serveStream(addr netip.AddrPort, _ time.Duration, ready func()) (tally, error) {
-	s, err := acceptOne(addr, ready)
+	s, err := acceptOne(addr, ready, socket.choose)
 	if err != nil {
 		return tally{}, err
 	}
@@ -36,7 +36,7 @@ func serveStream(addr netip.AddrPort, _ time.Duration, ready func()) (tally, err
 }
 
 func sendStream(addr netip.AddrPort, length time.Duration, _ func()) (tally, error) {
-	s, err := dialTuned(addr)
+	s, err := dialWith(addr, socket.choose)
 	if err != nil {
 		return tally{}, err
 	}
@@ -58,7 +58,8 @@ func sendStream(addr netip.AddrPort, length time.Duration, _ func()) (tally, err
 	return tally{n, time.Since(start)}, err
 }
 
-func acceptOne(addr netip.AddrPort, ready func()) (socket, error) {
+// acceptOne waits for one connection and sets it up.
+func acceptOne(addr netip.AddrPort, ready func(), setUp func(socket) error) (socket, error) {
 	l, err := listen(addr)
 	if err != nil {
 		return -1, err
@@ -69,19 +70,19 @@ func acceptOne(addr netip.AddrPort, ready func()) (socket, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err := s.tune(); err != nil {
+	if err := setUp(s); err != nil {
 		s.close()
 		return -1, err
 	}
 	return s, nil
 }
 
-func dialTuned(addr netip.AddrPort) (socket, error) {
+func dialWith(addr netip.AddrPort, setUp func(socket) error) (socket, error) {
 	s, err := dial(addr)
 	if err != nil {
 		return -1, err
 	}
-	if err := s.tune(); err != nil {
+	if err := setUp(s); err != nil {
 		s.close()
 		return -1, err
 	}
