@@ -84,10 +84,17 @@ func initProcess() int {
 	if err := prepare(); err != nil {
 		return failed("prepare the namespaces of the tests", err)
 	}
+	before := cgroups()
+	defer func() { removeCgroups(before) }()
 	tests := again("tests")
 	if err := tests.Start(); err != nil {
 		return failed("start the tests", err)
 	}
+	return reap(tests.Process.Pid)
+}
+
+// reap waits for all children and returns the status of the one with this pid when that ends.
+func reap(tests int) int {
 	for {
 		var status unix.WaitStatus
 		pid, err := unix.Wait4(-1, &status, 0, nil)
@@ -95,10 +102,34 @@ func initProcess() int {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return failed("wait for the tests", err)
-		case pid == tests.Process.Pid && status.Exited():
+		case pid == tests && status.Exited():
 			return status.ExitStatus()
-		case pid == tests.Process.Pid && status.Signaled():
+		case pid == tests && status.Signaled():
 			return 128 + int(status.Signal())
+		}
+	}
+}
+
+// cgroups returns the parents that clients make for the containers of tests and leave behind. Cgroups are the one thing
+// that is not a namespace's own here.
+func cgroups() map[string]bool {
+	found := map[string]bool{}
+	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
+		for _, name := range []string{"default", "lace-test"} {
+			paths, _ := filepath.Glob(pattern + name) // the pattern is well formed
+			for _, path := range paths {
+				found[path] = true
+			}
+		}
+	}
+	return found
+}
+
+// removeCgroups removes those that were not there before. One that is in use stays: rmdir refuses it.
+func removeCgroups(before map[string]bool) {
+	for path := range cgroups() {
+		if !before[path] {
+			_ = unix.Rmdir(path)
 		}
 	}
 }
