@@ -36,7 +36,7 @@ type Port struct {
 }
 
 // Attach wires a container, or finds it wired as asked; a container that was wired before gets the same addresses again.
-// When it fails nothing of it is left.
+// When it fails nothing new is left: what was wired before stays as it was, or goes as a whole.
 func (d *Dataplane) Attach(ctx context.Context, r Request) (Port, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -47,50 +47,39 @@ func (d *Dataplane) Attach(ctx context.Context, r Request) (Port, error) {
 	if err != nil {
 		return Port{}, err
 	}
-	if err := d.leaveOther(r.Container, n.ID); err != nil {
-		return Port{}, err
-	}
-	had := d.pools[n.ID].holds(r.Container, r.Name)
-	l, err := d.lease(n, r)
+	l, undo, err := d.lease(n, r)
 	if err != nil {
 		return Port{}, err
 	}
 	c, err := d.wire(ctx, n, l, r)
 	if err != nil {
-		l.running = false
-		if l != had { // it held nothing before, so it holds nothing now
-			d.pools[n.ID].drop(l)
-		}
-		return Port{}, fmt.Errorf("attach container %s to network %s: %w", r.Container, n.Name, err)
+		undo()
+		return Port{}, errors.Join(fmt.Errorf("attach container %s to network %s: %w", r.Container, n.Name, err), d.forgetGone())
 	}
 	l.running = true
 	d.containers[r.Container] = c
+	d.remember(n.ID, l)
 	d.log.Info("attached", "container", r.Container, "name", r.Name, "network", n.Name, "v4", addrText(c.V4), "v6", addrText(c.V6), "port", c.HostIf)
 	return d.port(c), nil
 }
 
-// leaveOther takes a container out of another network that it was in.
-func (d *Dataplane) leaveOther(id string, network topology.NetworkID) error {
-	c := d.containers[id]
-	if c == nil || c.NetworkID == network {
-		return nil
-	}
-	if err := d.unwire(c); err != nil {
-		return err
-	}
-	d.release(c.NetworkID, c.lease)
-	return nil
-}
+// maxStickyName is how many bytes of a name the table of reservations holds.
+const maxStickyName = 63
 
-func (d *Dataplane) lease(n *topology.Network, r Request) (*lease, error) {
-	if b := n.Block(d.node); !b.V4.IsValid() && !b.V6.IsValid() {
-		return nil, fmt.Errorf("network %s has no block on node %s", n.Name, d.node)
+func (d *Dataplane) lease(n *topology.Network, r Request) (*lease, func(), error) {
+	switch b := n.Block(d.node); {
+	case r.Container == "":
+		return nil, nil, errors.New("a container without an id cannot be attached")
+	case !b.V4.IsValid() && !b.V6.IsValid():
+		return nil, nil, fmt.Errorf("network %s has no block on node %s", n.Name, d.node)
+	case r.Sticky && len(r.Name) > maxStickyName:
+		return nil, nil, fmt.Errorf("name %q has %d bytes: addresses can be kept for a name of at most %d", r.Name, len(r.Name), maxStickyName)
 	}
-	l, err := d.pools[n.ID].lease(r.Container, r.Name, r.IPs, r.Sticky)
+	l, undo, err := d.pools[n.ID].lease(r.Container, r.Name, r.IPs, r.Sticky)
 	if err != nil {
-		return nil, fmt.Errorf("network %s: %w", n.Name, err)
+		return nil, nil, fmt.Errorf("network %s: %w", n.Name, err)
 	}
-	return l, nil
+	return l, undo, nil
 }
 
 // wire makes the port in the order that lets no packet pass too early: link, tables, program, and only
@@ -100,33 +89,65 @@ func (d *Dataplane) wire(ctx context.Context, n *topology.Network, l *lease, r R
 	if err != nil {
 		return nil, err
 	}
-	before := d.containers[r.Container]
+	if err := d.leaveOther(r.Container, n.ID); err != nil {
+		return nil, err
+	}
 	spec := netdev.PortSpec{Port: port, Netns: r.Netns, MTU: d.podMTU}
 	link, err := d.dev.CreatePort(spec)
 	if err != nil {
 		return nil, err
 	}
 	c := &container{Port: port, ifindex: link.Index, lease: l}
-	if before != nil && (before.ifindex != c.ifindex || before.V4 != c.V4 || before.V6 != c.V6) {
-		if err := d.forget(before); err != nil {
-			return nil, errors.Join(err, d.unwire(c))
+	if err := d.replace(c); err != nil {
+		return nil, errors.Join(err, d.unwire(c))
+	}
+	if err := d.connect(ctx, c, spec); err != nil {
+		if d.containers[c.Container] != nil { // wired as asked before, and still so
+			return nil, err
 		}
-	}
-	network := d.planNetwork(n.ID)
-	err = d.hooks.Maps().PutPort(port, network, d.device(c.ifindex))
-	if err == nil {
-		err = d.hooks.Attach(c.ifindex, hook.PodL3)
-	}
-	if err == nil {
-		err = ctx.Err()
-	}
-	if err == nil {
-		_, err = d.dev.ConfigurePort(spec)
-	}
-	if err != nil {
 		return nil, errors.Join(err, d.unwire(c))
 	}
 	return c, nil
+}
+
+// leaveOther takes a container out of another network that it was in.
+func (d *Dataplane) leaveOther(id string, network topology.NetworkID) error {
+	c := d.containers[id]
+	if c == nil || c.NetworkID == network {
+		return nil
+	}
+	err := d.unwire(c)
+	d.release(c.NetworkID, c.lease)
+	return err
+}
+
+// replace takes away an earlier wiring of the container that is not the same as c.
+func (d *Dataplane) replace(c *container) error {
+	old := d.containers[c.Container]
+	if old == nil || old.ifindex == c.ifindex && old.V4 == c.V4 && old.V6 == c.V6 && old.MAC == c.MAC {
+		return nil
+	}
+	delete(d.containers, c.Container)
+	old.lease.running = false
+	err := d.forget(old)
+	if old.HostIf != c.HostIf {
+		err = errors.Join(err, d.dev.DeletePort(old.HostIf))
+	}
+	return err
+}
+
+func (d *Dataplane) connect(ctx context.Context, c *container, spec netdev.PortSpec) error {
+	if err := d.hooks.Maps().PutPort(c.Port, d.planNetwork(c.NetworkID), d.device(c.ifindex)); err != nil {
+		return err
+	}
+	if err := d.hooks.Attach(c.ifindex, hook.PodL3); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("it took too long: %w", err)
+	}
+	_, err := d.dev.ConfigurePort(spec)
+	return err
 }
 
 func (d *Dataplane) attachment(n *topology.Network, l *lease, r Request) plan.Attachment {
@@ -181,6 +202,29 @@ func (d *Dataplane) unwire(c *container) error {
 	return errors.Join(d.forget(c), d.dev.DeletePort(c.HostIf))
 }
 
+// forgetGone forgets the containers whose interface went with their network namespace.
+func (d *Dataplane) forgetGone() error {
+	ports, err := d.dev.Ports()
+	if err != nil {
+		return err
+	}
+	index := map[string]int{}
+	for _, p := range ports {
+		index[p.HostIf] = p.Index
+	}
+	var errs []error
+	for id, c := range d.containers {
+		if index[c.HostIf] == c.ifindex {
+			continue
+		}
+		d.log.Info("a container's interface is gone", "container", id, "network", c.Network)
+		c.lease.running = false
+		delete(d.containers, id)
+		errs = append(errs, d.forget(c))
+	}
+	return errors.Join(errs...)
+}
+
 // Attached returns how a container is wired.
 func (d *Dataplane) Attached(id string) (Port, bool) {
 	d.mu.Lock()
@@ -216,7 +260,10 @@ func (d *Dataplane) Reserve(_ context.Context, r Request) error {
 	if err != nil {
 		return err
 	}
-	_, err = d.lease(n, r)
+	l, _, err := d.lease(n, r)
+	if err == nil {
+		d.remember(n.ID, l)
+	}
 	return err
 }
 
@@ -244,18 +291,33 @@ func (d *Dataplane) releaseContainer(id string) error {
 
 // release ends a lease, or keeps it for the name.
 func (d *Dataplane) release(network topology.NetworkID, l *lease) {
-	if !l.sticky || l.name == "" {
-		d.pools[network].drop(l)
+	if l.sticky && l.name != "" {
+		l.container = ""
 		return
 	}
-	l.container = ""
-	r := maps.Reservation{Network: network, Name: l.name, V4: l.v4, V6: l.v6}
-	if err := d.kept.Put(r); err != nil {
-		d.log.Warn("a sticky reservation will not outlive this agent", "name", l.name, "err", err)
+	d.pools[network].drop(l)
+	d.remember(network, l)
+}
+
+// remember writes the reservation of a sticky name where it outlives this agent, and removes that of a name
+// which is sticky no longer.
+func (d *Dataplane) remember(network topology.NetworkID, l *lease) {
+	if l.name == "" {
+		return
+	}
+	var err error
+	switch {
+	case l.sticky:
+		err = d.kept.Put(maps.Reservation{Network: network, Name: l.name, V4: l.v4, V6: l.v6})
+	case !d.pools[network].sticks(l.name):
+		err = d.kept.Delete(network, l.name)
+	}
+	if err != nil {
+		d.log.Warn("the next agent will not know whether a name keeps its addresses", "name", l.name, "sticky", l.sticky, "err", err)
 	}
 }
 
-// keepReservations takes over the sticky names that an earlier agent kept.
+// keepReservations takes over the sticky names that an earlier agent kept; the containers that run are known already.
 func (d *Dataplane) keepReservations() error {
 	all, err := d.kept.All()
 	if err != nil {
@@ -263,15 +325,12 @@ func (d *Dataplane) keepReservations() error {
 	}
 	for _, r := range all {
 		p := d.pools[r.Network]
-		if p == nil || p.holds("", r.Name) != nil {
+		if p == nil || p.sticks(r.Name) {
 			continue
 		}
-		l, err := p.lease("", r.Name, addrs(r.V4, r.V6), true)
-		if err != nil {
+		if _, _, err := p.lease("", r.Name, addrs(r.V4, r.V6), true); err != nil {
 			d.log.Warn("a sticky reservation is void", "name", r.Name, "err", err)
-			continue
 		}
-		l.container = ""
 	}
 	return nil
 }
@@ -302,7 +361,8 @@ func (d *Dataplane) Retain(_ context.Context, live []string) error {
 	return errors.Join(errs...)
 }
 
-// dropStrays removes ports of ours that no container of the plan has: of networks that left the topology.
+// dropStrays removes ports of ours that no container of the plan has: of networks that left the topology, or a
+// second one that a crash left.
 func (d *Dataplane) dropStrays(keep map[string]bool) error {
 	ports, err := d.dev.Ports()
 	if err != nil {
@@ -311,7 +371,8 @@ func (d *Dataplane) dropStrays(keep map[string]bool) error {
 	var errs []error
 	for _, p := range ports {
 		id := p.Attachment.Container
-		if d.containers[id] == nil && !keep[id] {
+		c := d.containers[id]
+		if c == nil && !keep[id] || c != nil && c.HostIf != p.HostIf {
 			errs = append(errs, d.hooks.Detach(p.Index), d.dev.DeletePort(p.HostIf))
 		}
 	}

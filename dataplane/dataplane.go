@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lace-net/lace/dataplane/hook"
@@ -41,6 +42,7 @@ type Dataplane struct {
 	dev   *netdev.Handle
 	hooks *hook.Hooks
 	vrf   bool
+	vouch atomic.Bool // the nexthops are as they were last read
 
 	mu         sync.Mutex
 	plan       *plan.Plan
@@ -124,7 +126,10 @@ func (d *Dataplane) adoptPort(p netdev.Port) error {
 	if !ok || n.ID != a.NetworkID {
 		return fmt.Errorf("network %s with id %d is not in the topology", a.Network, a.NetworkID)
 	}
-	l, err := d.pools[n.ID].lease(a.Container, a.Name, addrs(a.V4, a.V6), a.Sticky)
+	if other := d.containers[a.Container]; other != nil {
+		return fmt.Errorf("it has %s already", other.HostIf)
+	}
+	l, _, err := d.lease(n, Request{Container: a.Container, Name: a.Name, IPs: addrs(a.V4, a.V6), Sticky: a.Sticky})
 	if err != nil {
 		return err
 	}
@@ -144,6 +149,7 @@ func (d *Dataplane) attachments() []plan.Attachment {
 
 // sync makes plan, links, tables and programs agree. It does all it can and returns what failed.
 func (d *Dataplane) sync() error {
+	errs := []error{d.forgetGone()}
 	p, err := plan.Build(d.topo, d.node, d.attachments())
 	if err != nil {
 		return err
@@ -152,7 +158,7 @@ func (d *Dataplane) sync() error {
 	for _, port := range p.Ports {
 		d.containers[port.Container].Port = port
 	}
-	errs := []error{d.findUplinks()}
+	errs = append(errs, d.findUplinks())
 	changes, err := d.dev.Apply(p, netdev.Options{VRF: d.vrf, MTU: d.podMTU})
 	for _, c := range changes {
 		d.log.Debug("applied", "object", c.Object, "change", c.What)
@@ -164,7 +170,7 @@ func (d *Dataplane) sync() error {
 // defaultMTU stands in while no uplink is there.
 const defaultMTU = 1500
 
-// findUplinks reads the uplinks and what their MTU leaves for containers.
+// findUplinks reads the uplinks and what their MTU leaves for containers. While none is there, that stays.
 func (d *Dataplane) findUplinks() error {
 	uplinks, err := d.dev.Uplinks(d.plan)
 	if err != nil {
@@ -183,18 +189,35 @@ func (d *Dataplane) findUplinks() error {
 			mtu = u.MTU
 		}
 	}
-	if mtu == 0 {
+	if mtu == 0 && d.podMTU == 0 {
 		mtu = defaultMTU
 	}
+	if mtu > 0 {
+		d.podMTU = min(mtu, 65535) - d.plan.Encapsulation.Overhead()
+	}
+	left := d.leaveUplinks(present)
 	d.uplinks = present
-	d.podMTU = min(mtu, 65535) - d.plan.Encapsulation.Overhead()
 	switch {
+	case left != nil:
+		return left
 	case len(missing) > 0:
 		return fmt.Errorf("uplink %s of node %s is not there; traffic over it waits until it comes back", strings.Join(missing, ", "), d.node)
 	case len(present) == 0:
 		return fmt.Errorf("node %s has no uplink: no interface has a default route or the address %s; name it with uplinks in the topology", d.node, d.plan.Underlay)
 	}
 	return nil
+}
+
+// leaveUplinks takes the programs off what is an uplink no longer.
+func (d *Dataplane) leaveUplinks(now []netdev.Uplink) error {
+	var errs []error
+	for _, u := range d.uplinks {
+		if slices.ContainsFunc(now, func(n netdev.Uplink) bool { return n.Index == u.Index }) {
+			continue
+		}
+		errs = append(errs, d.hooks.Detach(u.Index))
+	}
+	return errors.Join(errs...)
 }
 
 func (d *Dataplane) syncMaps() error {
@@ -216,6 +239,7 @@ func (d *Dataplane) device(ifindex int) maps.Device {
 }
 
 func (d *Dataplane) syncNexthops() error {
+	d.vouch.Store(false)
 	hops, err := d.dev.Nexthops(d.plan)
 	if err != nil {
 		return err
@@ -231,10 +255,20 @@ func (d *Dataplane) syncNexthops() error {
 	if err := d.hooks.Maps().SyncNexthops(rows); err != nil {
 		return err
 	}
+	d.vouch.Store(true)
+	return d.beat()
+}
+
+// beat vouches for the nexthops, unless the last attempt to write them failed.
+func (d *Dataplane) beat() error {
+	if !d.vouch.Load() {
+		return nil
+	}
 	return d.hooks.Maps().Beat()
 }
 
-// attachAll puts the programs of this agent in place of older ones, everywhere.
+// attachAll puts the programs of this agent in place of older ones, everywhere. Where one fails the others are
+// committed all the same: their tail calls would else end with this process.
 func (d *Dataplane) attachAll() error {
 	keep := map[int]bool{}
 	var errs []error
@@ -252,10 +286,7 @@ func (d *Dataplane) attachAll() error {
 			errs = append(errs, fmt.Errorf("uplink %s: %w", u.Name, err))
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	return d.hooks.Commit(keep)
+	return errors.Join(append(errs, d.hooks.Commit(keep))...)
 }
 
 const (
@@ -284,7 +315,7 @@ func (d *Dataplane) Run(ctx context.Context) error {
 		case err := <-watched:
 			return err
 		case <-beat.C:
-			d.report(d.hooks.Maps().Beat())
+			d.report(d.beat())
 		case <-changed:
 			d.report(d.resync())
 		case <-again.C:

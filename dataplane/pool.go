@@ -55,65 +55,85 @@ func usable(p netip.Prefix) uint64 {
 	if host > 32 {
 		return maxPool
 	}
-	n := uint64(1)<<host - reserved
+	n := uint64(1) << host
+	kept := uint64(reserved)
 	if p.Addr().Is4() {
-		n-- // broadcast
+		kept++ // broadcast
 	}
-	return n
+	return n - min(n, kept)
 }
 
 // holds finds the lease of a container, or one that is kept for its name.
 func (p *pool) holds(container, name string) *lease {
 	var kept *lease
 	for l := range p.leases {
-		if l.container == container {
+		switch l.container {
+		case "":
+			if name != "" && l.name == name {
+				kept = l
+			}
+		case container:
 			return l
-		}
-		if l.container == "" && name != "" && l.name == name {
-			kept = l
 		}
 	}
 	return kept
 }
 
 // lease gives the container the addresses that it asks for, those that it or its name holds, or free ones.
-func (p *pool) lease(container, name string, want []netip.Addr, sticky bool) (*lease, error) {
+// undo makes it as it was before.
+func (p *pool) lease(container, name string, want []netip.Addr, sticky bool) (l *lease, undo func(), err error) {
 	have := p.holds(container, name)
-	if have != nil && have.has(want) {
-		have.container, have.name, have.sticky = container, name, sticky
-		return have, nil
-	}
-	l := &lease{container: container, name: name, sticky: sticky}
+	l = &lease{container: container, name: name, sticky: sticky}
 	for _, a := range want {
 		if err := p.wish(l, have, a); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
+	l.prefer(have)
 	if err := p.choose(l, have); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if have != nil {
-		p.drop(have)
+	if have != nil && have.v4 == l.v4 && have.v6 == l.v6 {
+		was := *have
+		have.container, have.name, have.sticky = container, name, sticky
+		return have, func() { have.container, have.name, have.sticky = was.container, was.name, was.sticky }, nil
 	}
+	p.drop(have)
 	p.keep(l)
-	return l, nil
+	return l, func() { p.drop(l); p.keep(have) }, nil
 }
 
-// has says whether the lease is what is wanted: each wanted address is one of its own.
-func (l *lease) has(want []netip.Addr) bool {
-	for _, a := range want {
-		if a != l.v4 && a != l.v6 {
-			return false
+// prefer takes over what was held before, in the families that nothing was asked for.
+func (l *lease) prefer(have *lease) {
+	if have == nil {
+		return
+	}
+	if !l.v4.IsValid() {
+		l.v4 = have.v4
+	}
+	if !l.v6.IsValid() {
+		l.v6 = have.v6
+	}
+}
+
+// sticks says whether a name's addresses are to be kept.
+func (p *pool) sticks(name string) bool {
+	for l := range p.leases {
+		if l.sticky && l.name == name {
+			return true
 		}
 	}
-	return true
+	return false
 }
 
 // wish gives l one address that was asked for.
 func (p *pool) wish(l, have *lease, a netip.Addr) error {
-	block := p.block.V4
+	block, place := p.block.V4, &l.v4
 	if a.Is6() {
-		block = p.block.V6
+		block, place = p.block.V6, &l.v6
+	}
+	if place.IsValid() {
+		return fmt.Errorf("addresses %s and %s: at most one of a family can be asked for", *place, a)
 	}
 	if !block.IsValid() {
 		return fmt.Errorf("address %s: network %s has no block of that family on node %s", a, p.network, p.node)
@@ -122,16 +142,12 @@ func (p *pool) wish(l, have *lease, a netip.Addr) error {
 		return fmt.Errorf("address %s is outside %s, the block of network %s on node %s", a, block, p.network, p.node)
 	}
 	if at := offset(block, a); at < reserved || (a.Is4() && at == reserved+usable(block)) {
-		return fmt.Errorf("address %s is the network, gateway or broadcast address of block %s; the first free one is %s", a, block, nth(block, reserved))
+		return fmt.Errorf("address %s is the network, gateway or broadcast address of block %s; containers have those from %s on", a, block, nth(block, reserved))
 	}
 	if holder := p.taken[a]; holder != nil && holder != have {
 		return fmt.Errorf("address %s is taken by %s", a, holder)
 	}
-	if a.Is4() {
-		l.v4 = a
-	} else {
-		l.v6 = a
-	}
+	*place = a
 	return nil
 }
 
@@ -149,8 +165,11 @@ func (l *lease) String() string {
 func (p *pool) choose(l, have *lease) error {
 	need4 := p.block.V4.IsValid() && !l.v4.IsValid()
 	need6 := p.block.V6.IsValid() && !l.v6.IsValid()
-	if !need4 && !need6 {
+	switch {
+	case !need4 && !need6:
 		return nil
+	case p.size == 0:
+		return p.full()
 	}
 	start := p.start(l)
 	for i := range p.size {
@@ -219,6 +238,9 @@ func blockText(b topology.Block) string {
 }
 
 func (p *pool) keep(l *lease) {
+	if l == nil {
+		return
+	}
 	p.leases[l] = struct{}{}
 	for _, a := range []netip.Addr{l.v4, l.v6} {
 		if a.IsValid() {
@@ -228,6 +250,9 @@ func (p *pool) keep(l *lease) {
 }
 
 func (p *pool) drop(l *lease) {
+	if l == nil {
+		return
+	}
 	delete(p.leases, l)
 	for _, a := range []netip.Addr{l.v4, l.v6} {
 		if p.taken[a] == l {

@@ -52,11 +52,20 @@ func OpenReservations(dir string) (*Reservations, error) {
 // Close gives the descriptor back.
 func (r *Reservations) Close() { r.t.m.Close() }
 
+func keyOf(network topology.NetworkID, name string) reservationKey {
+	key := reservationKey{Network: uint32(network)}
+	copy(key.Name[:63], name)
+	return key
+}
+
 // Put keeps a reservation, in place of an older one of the name.
 func (r *Reservations) Put(v Reservation) error {
-	key := reservationKey{Network: uint32(v.Network)}
-	copy(key.Name[:63], v.Name)
-	return r.t.Put(key, reservationRow{V4: addr(v.V4).U8, V6: addr(v.V6).U8})
+	return r.t.Put(keyOf(v.Network, v.Name), reservationRow{V4: addr(v.V4).U8, V6: addr(v.V6).U8})
+}
+
+// Delete gives a name's addresses up; one that has none is fine.
+func (r *Reservations) Delete(network topology.NetworkID, name string) error {
+	return r.t.Delete(keyOf(network, name))
 }
 
 // All reads every reservation.
