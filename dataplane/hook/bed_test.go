@@ -130,9 +130,12 @@ func (c clsact) ReplaceFilter(ifindex int, name string, fd int) error {
 		q := &netlink.GenericQdisc{QdiscType: "clsact", QdiscAttrs: netlink.QdiscAttrs{
 			LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
 		if err := netlink.QdiscAdd(q); err != nil && err != unix.EEXIST {
-			return err
+			return fmt.Errorf("attach to interface %d: %w", ifindex, err)
 		}
-		return netlink.FilterReplace(c.filter(ifindex, name, fd))
+		if err := netlink.FilterReplace(c.filter(ifindex, name, fd)); err != nil {
+			return fmt.Errorf("attach to interface %d: %w", ifindex, err)
+		}
+		return nil
 	})
 }
 

@@ -8,8 +8,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,13 +38,26 @@ func (h *Hooks) dropOldStages(keep map[int]bool) error {
 	if err != nil {
 		return fmt.Errorf("list the pinned tail calls: %w", err)
 	}
+	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return e.Name() == filepath.Base(ours) })
+	if len(entries) == 0 {
+		return nil
+	}
+	waitForPackets()
 	var errs []error
 	for _, e := range entries {
-		if e.Name() != filepath.Base(ours) {
-			errs = append(errs, os.Remove(filepath.Join(h.stagesDir(), e.Name())))
-		}
+		errs = append(errs, os.Remove(filepath.Join(h.stagesDir(), e.Name())))
 	}
 	return errors.Join(errs...)
+}
+
+// waitForPackets returns when no packet is inside of a program any more that was replaced before:
+// its next tail call would find nothing. A global memory barrier waits for a grace period of RCU, which is what
+// packets run under; where the kernel refuses it (nohz_full), a time far above that of a packet does.
+func waitForPackets() {
+	const global = 1 // MEMBARRIER_CMD_GLOBAL
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0); errno != 0 {
+		time.Sleep(50 * time.Millisecond)
+	}
 }
 
 func (h *Hooks) dropLinks(keep map[int]bool) error {

@@ -206,8 +206,23 @@ func (s *stream) end() {
 	}
 	s.p.t.Logf("%d packets sent", s.sent)
 	if lost > 0 || twice > 0 {
-		s.p.t.Errorf("of %d packets %d were lost, %d came twice", s.sent, lost, twice)
+		s.p.t.Errorf("of %d packets %d were lost, %d came twice; counted: %v", s.sent, lost, twice, s.p.counted())
 	}
+}
+
+// counted reads the counters by the words of their reasons.
+func (p *pair) counted() map[string]uint64 {
+	p.t.Helper()
+	m, done, err := OpenMaps(p.dir)
+	must(p.t, err)
+	defer done()
+	counters, err := m.Counters()
+	must(p.t, err)
+	out := map[string]uint64{}
+	for _, c := range counters {
+		out[maps.ReasonName(c.Reason)] = c.Packets
+	}
+	return out
 }
 
 // TestReplaceWithoutLoss upgrades the agent again and again under a stream of packets.
