@@ -60,7 +60,8 @@ func (r route) netlink() *netlink.Route {
 	return n
 }
 
-// fromNetlink reads a route of the kernel. A multipath route becomes its first path that works.
+// fromNetlink reads a route of the kernel. A multipath route becomes its first path that
+// works; asked for one destination, the kernel puts the path that it would choose first.
 func fromNetlink(n netlink.Route) route {
 	r := route{table: n.Table, kind: n.Type, dev: n.LinkIndex, scope: n.Scope, metric: n.Priority}
 	r.dst, _ = prefix(n.Dst)
