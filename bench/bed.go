@@ -30,6 +30,7 @@ type bed struct {
 	client ns
 	server ns
 	addr   map[int]netip.Addr // of the server, by IP version
+	dir    string             // of a Lace bed: its files
 	agents [2]*nodeProcess    // of a Lace bed
 	onStop []func() error     // last made, first undone
 }
@@ -42,9 +43,10 @@ func bedNames() []string {
 	return names
 }
 
-func newBed(name, wire string) *bed {
-	k := kinds[slices.Index(bedNames(), name)]
-	at := func(role string) ns { return ns(netnsPrefix + name + "-" + role) }
+func kindNamed(name string) kind { return kinds[slices.Index(bedNames(), name)] }
+
+func newBed(k kind, wire string) *bed {
+	at := func(role string) ns { return ns(netnsPrefix + k.name + "-" + role) }
 	b := &bed{kind: k, wire: wire,
 		pod: [2]ns{at("pa"), at("pb")}, node: [2]ns{at("na"), at("nb")}}
 	b.client, b.server = b.pod[0], b.pod[1]
@@ -147,6 +149,7 @@ func (b *bed) routePods(ctx context.Context) error {
 	return nil
 }
 
+// serverAt says where the server is.
 func (b *bed) serverAt(v4, v6 string) {
 	b.addr = map[int]netip.Addr{4: netip.MustParseAddr(v4), 6: netip.MustParseAddr(v6)}
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"time"
 )
@@ -17,23 +16,19 @@ const cleanUpPatience = time.Minute
 
 // lab holds all beds of a run, alive at once.
 type lab struct {
-	self string // path of this binary, which the beds' processes run
-	beds []*bed
-	opt  options
-	log  func(format string, args ...any)
+	beds  []*bed
+	apart []*bed // those without traffic, made when needed
+	opt   options
+	log   func(format string, args ...any)
 }
 
-func newLab(opt options, stderr io.Writer) (*lab, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find the bench's own binary: %w", err)
-	}
+func newLab(opt options, stderr io.Writer) *lab {
 	log := func(format string, args ...any) { fmt.Fprintf(stderr, "bench: "+format+"\n", args...) }
-	l := &lab{self: self, opt: opt, log: log}
+	l := &lab{opt: opt, log: log}
 	for _, name := range opt.beds {
-		l.beds = append(l.beds, newBed(name, opt.wire))
+		l.beds = append(l.beds, newBed(kindNamed(name), opt.wire))
 	}
-	return l, nil
+	return l
 }
 
 // build makes every bed and shows that a packet gets through it.
@@ -74,7 +69,7 @@ func (l *lab) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanUpPatience)
 	defer cancel()
 	var errs []error
-	for _, b := range slices.Backward(l.beds) {
+	for _, b := range slices.Backward(slices.Concat(l.beds, l.apart)) {
 		for _, stop := range slices.Backward(b.onStop) {
 			errs = append(errs, stop())
 		}

@@ -70,15 +70,12 @@ func bench(ctx context.Context, opt options, stdout, stderr io.Writer) (err erro
 		return err
 	}
 	defer unlock()
-	lab, err := newLab(opt, stderr)
-	if err != nil {
-		return err
-	}
+	lab := newLab(opt, stderr)
 	defer func() { err = errors.Join(err, lab.close()) }()
 	if err := lab.build(ctx); err != nil {
 		return err
 	}
-	rec, err := measure(ctx, lab.beds, opt, stderr)
+	rec, err := lab.measure(ctx)
 	if err != nil {
 		return err
 	}

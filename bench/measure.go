@@ -5,22 +5,30 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"slices"
 	"time"
 )
 
-// record is all samples of a run: by metric, by bed, one a round.
+// record is all that a run measured.
 type record struct {
-	Host    string                          `json:"host"`
-	Date    string                          `json:"date"`
-	Family  int                             `json:"family"`
-	Wire    string                          `json:"wire"`
-	Sample  string                          `json:"sample"`
-	Beds    []string                        `json:"beds"`
-	Metrics []string                        `json:"metrics"`
-	Samples map[string]map[string][]float64 `json:"samples"`
+	Host     string                          `json:"host"`
+	Date     string                          `json:"date"`
+	Family   int                             `json:"family"`
+	Wire     string                          `json:"wire"`
+	Sample   string                          `json:"sample"`
+	Beds     []string                        `json:"beds"`
+	Metrics  []string                        `json:"metrics"`            // of the traffic
+	Samples  map[string]map[string][]float64 `json:"samples"`            // by metric, by bed, one a round
+	Programs map[string][]float64            `json:"programs,omitempty"` // ns by program, one a round
+	Attach   map[int][]float64               `json:"attach,omitempty"`   // ms by containers already there
+	RSS      float64                         `json:"rss,omitempty"`      // MB of the agent with the last of populations
+}
+
+func newRecord(opt options) *record {
+	return &record{Host: host(), Date: time.Now().UTC().Format(time.DateOnly), Family: opt.family, Wire: opt.wire,
+		Sample: opt.sample.String(), Beds: opt.beds, Metrics: opt.traffic(), Samples: map[string]map[string][]float64{},
+		Programs: map[string][]float64{}, Attach: map[int][]float64{}}
 }
 
 // tries bounds how often a sample that failed is taken again.
@@ -28,49 +36,75 @@ const tries = 3
 
 // measure takes the samples: in each round every bed once for each metric, in an order drawn anew, so
 // that what the machine does besides hits all beds alike.
-func measure(ctx context.Context, beds []*bed, opt options, stderr io.Writer) (*record, error) {
-	rec := &record{Host: host(), Date: time.Now().UTC().Format(time.DateOnly), Family: opt.family, Wire: opt.wire,
-		Sample: opt.sample.String(), Beds: opt.beds, Metrics: opt.metrics, Samples: map[string]map[string][]float64{}}
-	for _, m := range opt.metrics {
+func (l *lab) measure(ctx context.Context) (*record, error) {
+	rec := newRecord(l.opt)
+	for _, m := range rec.Metrics {
 		rec.Samples[m] = map[string][]float64{}
 	}
 	began := time.Now()
-	for round := range opt.rounds {
-		if err := rec.round(ctx, beds, opt, stderr); err != nil {
+	for round := range l.opt.rounds {
+		if err := l.round(ctx, rec); err != nil {
 			return nil, fmt.Errorf("round %d: %w", round+1, err)
 		}
-		fmt.Fprintf(stderr, "bench: round %d of %d done after %d s\n", round+1, opt.rounds, int(time.Since(began).Seconds()))
+		l.log("round %d of %d done after %d s", round+1, l.opt.rounds, int(time.Since(began).Seconds()))
+	}
+	if !l.opt.wants(metricAttach) {
+		return rec, nil
+	}
+	if err := l.measureAttach(ctx, rec); err != nil {
+		return nil, fmt.Errorf("measure %s: %w", metricAttach, err)
 	}
 	return rec, nil
 }
 
-func (r *record) round(ctx context.Context, beds []*bed, opt options, stderr io.Writer) error {
-	for _, m := range opt.metrics {
-		order := slices.Clone(beds)
+func (l *lab) round(ctx context.Context, rec *record) error {
+	for _, m := range rec.Metrics {
+		order := slices.Clone(l.beds)
 		rand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 		for _, b := range order {
-			v, err := b.sample(ctx, m, opt, stderr)
+			v, err := l.sample(ctx, b, m)
 			if err != nil {
 				return fmt.Errorf("measure %s on %s: %w", m, b.name, err)
 			}
-			r.Samples[m][b.name] = append(r.Samples[m][b.name], v)
+			rec.Samples[m][b.name] = append(rec.Samples[m][b.name], v)
 		}
+	}
+	if l.opt.wants(metricPrograms) {
+		return l.measurePrograms(rec)
+	}
+	return nil
+}
+
+// measurePrograms runs the programs of the first Lace bed, with its maps as they are.
+func (l *lab) measurePrograms(rec *record) error {
+	i := slices.IndexFunc(l.beds, func(b *bed) bool { return b.isLace() })
+	if i < 0 {
+		return nil
+	}
+	b := l.beds[i]
+	r, err := b.agents[0].do(order{Do: "programs", Container: "bench/" + string(b.pod[0]),
+		Far: b.addr[4].String(), Far6: b.addr[6].String(), Runs: l.opt.runs})
+	if err != nil {
+		return fmt.Errorf("measure %s: %w", metricPrograms, err)
+	}
+	for name, ns := range r.Programs {
+		rec.Programs[name] = append(rec.Programs[name], ns)
 	}
 	return nil
 }
 
 // sample takes one sample, and takes it again a bounded number of times when it fails, saying so.
-func (b *bed) sample(ctx context.Context, metric string, opt options, stderr io.Writer) (float64, error) {
+func (l *lab) sample(ctx context.Context, b *bed, metric string) (float64, error) {
 	var err error
 	for range tries {
 		var v float64
-		if v, err = b.traffic(ctx, metric, opt.family, opt.sample); err == nil {
+		if v, err = b.traffic(ctx, metric, l.opt.family, l.opt.sample); err == nil {
 			return v, nil
 		}
 		if ctx.Err() != nil {
 			return 0, ctx.Err()
 		}
-		fmt.Fprintf(stderr, "bench: %s on %s failed, taken again: %v\n", metric, b.name, err)
+		l.log("%s on %s failed, taken again: %v", metric, b.name, err)
 	}
 	return 0, err
 }

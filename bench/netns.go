@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -27,7 +26,7 @@ type ns string
 // addNetns makes the namespace, with what every bed wants: addresses usable at once and room for many
 // short connections.
 func addNetns(ctx context.Context, n ns) error {
-	if err := command(ctx, "", "ip", "netns", "add", string(n)); err != nil {
+	if err := addEmptyNetns(ctx, n); err != nil {
 		return err
 	}
 	if err := n.ip(ctx, "link set lo up"); err != nil {
@@ -37,6 +36,10 @@ func addNetns(ctx context.Context, n ns) error {
 		"net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0",
 		"net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0",
 		"net.ipv4.tcp_tw_reuse=1", "net.ipv4.ip_local_port_range=10000 65000")
+}
+
+func addEmptyNetns(ctx context.Context, n ns) error {
+	return command(ctx, "", "ip", "netns", "add", string(n))
 }
 
 // removeNetns takes away every namespace of a bench, also those that a killed one left.
@@ -88,10 +91,5 @@ func command(ctx context.Context, stdin, name string, args ...string) error {
 	return fmt.Errorf("run %s %s: %w: %s", name, strings.Join(args, " "), err, said)
 }
 
-// netnsPath is what other programs are given to find the namespace.
+// path is what other programs are given to find the namespace.
 func (n ns) path() string { return filepath.Join(netnsDir, string(n)) }
-
-func (n ns) exists() bool {
-	_, err := os.Stat(n.path())
-	return err == nil
-}

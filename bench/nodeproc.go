@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -30,6 +31,7 @@ type nodeProcess struct {
 // startNode starts the node's process in its namespace. It ends with stop, or with the bench itself.
 func startNode(at ns, name, topology string) (*nodeProcess, error) {
 	cmd := exec.Command("/proc/self/exe", "isolate", string(at), "--name", name, "--topology", topology)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt of the bench is not its own
 	stderr := new(bytes.Buffer)
 	cmd.Stderr = stderr
 	in, err := cmd.StdinPipe()
@@ -114,22 +116,21 @@ func topologyText(encapsulation string) string {
 var nodeNames = [2]string{"node-a", "node-b"}
 
 // writeTopology puts the bed's topology into a directory that goes with the bed.
-func (b *bed) writeTopology(encapsulation string) (dir, file string, err error) {
-	dir, err = os.MkdirTemp("", netnsPrefix)
-	if err != nil {
-		return "", "", fmt.Errorf("make a directory for the topology: %w", err)
+func (b *bed) writeTopology(encapsulation string) (file string, err error) {
+	if b.dir, err = os.MkdirTemp("", netnsPrefix); err != nil {
+		return "", fmt.Errorf("make a directory for the topology: %w", err)
 	}
-	b.onStop = append(b.onStop, func() error { return os.RemoveAll(dir) })
-	file = filepath.Join(dir, "topology.toml")
+	b.onStop = append(b.onStop, func() error { return os.RemoveAll(b.dir) })
+	file = filepath.Join(b.dir, "topology.toml")
 	if err := os.WriteFile(file, []byte(topologyText(encapsulation)), 0o600); err != nil {
-		return "", "", fmt.Errorf("write the topology: %w", err)
+		return "", fmt.Errorf("write the topology: %w", err)
 	}
-	return dir, file, nil
+	return file, nil
 }
 
 // startNodes starts a node process at both ends of the wire.
 func (b *bed) startNodes(encapsulation string) error {
-	_, file, err := b.writeTopology(encapsulation)
+	file, err := b.writeTopology(encapsulation)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -22,6 +23,18 @@ type options struct {
 	cpu     int           // everything runs on this one; -1: the last
 	out     string        // the rows, as JSON
 	raw     string        // every sample, as JSON; empty: not written
+
+	runs     int           // of each program in a round
+	attaches int           // that are timed for each population
+	lace     string        // the real agent
+	settle   time.Duration // until the agent counts as at rest
+}
+
+func (o options) wants(metric string) bool { return slices.Contains(o.metrics, metric) }
+
+// traffic are the metrics that are measured by traffic.
+func (o options) traffic() []string {
+	return slices.DeleteFunc(slices.Clone(o.metrics), func(m string) bool { return !slices.Contains(trafficNames(), m) })
 }
 
 // usageError is a mistake on the command line: exit status 2.
@@ -44,12 +57,15 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	fs.IntVar(&opt.cpu, "cpu", -1, "`number` of the CPU that everything runs on; -1: the last")
 	fs.StringVar(&opt.out, "out", "bench/latest.json", "`file` for the rows")
 	fs.StringVar(&opt.raw, "raw", "", "`file` for every sample; empty: not written")
+	fs.StringVar(&opt.lace, "lace", "bin/lace", "`binary` of the agent, whose memory is measured")
 	fs.BoolVar(&smoke, "smoke", false, "two short rounds: shows that all of it works, measures nothing")
 	if err := fs.Parse(args); err != nil {
 		return opt, asUsage(err)
 	}
+	opt.runs, opt.attaches, opt.settle = 2000, 200, 10*time.Second
 	if smoke {
 		opt.rounds, opt.sample = 2, 200*time.Millisecond
+		opt.runs, opt.attaches, opt.settle = 20, 3, 3*time.Second
 	}
 	opt.beds, opt.metrics = strings.Split(beds, ","), strings.Split(metrics, ",")
 	return opt, opt.check(fs.Args())
@@ -84,6 +100,9 @@ func (o options) check(rest []string) error {
 	if o.sample < 50*time.Millisecond || o.sample > time.Minute {
 		return usagef("--sample %s is out of range; give 50ms to 1m", o.sample)
 	}
+	if o.wants(metricAttach) {
+		return executable(o.lace)
+	}
 	return nil
 }
 
@@ -98,4 +117,12 @@ func known(what string, names, valid []string) error {
 		}
 	}
 	return nil
+}
+
+func executable(path string) error {
+	f, err := os.Stat(path)
+	if err == nil && f.Mode().IsRegular() && f.Mode()&0o111 != 0 {
+		return nil
+	}
+	return usagef("--lace %s is no program; build it (make build), or leave %q out of --metrics", path, metricAttach)
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -17,7 +18,8 @@ import (
 type row struct {
 	Bed     string `json:"bed"`
 	Metric  string `json:"metric"`
-	Against string `json:"against"` // "": an absolute figure, its unit in the metric's name
+	Against string `json:"against"` // "": an absolute figure, with its unit
+	Unit    string `json:"unit,omitempty"`
 	spread
 	Rounds int `json:"rounds"`
 }
@@ -25,20 +27,59 @@ type row struct {
 // references are the beds that others are compared with, nearest relative first.
 var references = []string{"vxlan", "seg6", "routed", "bare"}
 
-// rows compares every bed with every reference; a reference only with those after it.
+// rows are all lines of the report.
 func (r *record) rows() []row {
+	return slices.Concat(r.trafficRows(), r.programRows(), r.attachRows())
+}
+
+// trafficRows compares every bed with every reference; a reference only with those after it.
+func (r *record) trafficRows() []row {
 	var rows []row
 	for _, m := range r.Metrics {
 		for _, b := range r.Beds {
 			for _, against := range r.against(b) {
 				ratios := paired(r.Samples[m][b], r.Samples[m][against])
-				rows = append(rows, row{b, m, against, spreadOf(ratios), len(ratios)})
+				rows = append(rows, row{Bed: b, Metric: m, Against: against, spread: spreadOf(ratios), Rounds: len(ratios)})
 			}
 		}
 	}
 	return rows
 }
 
+// programRows compares each program with the empty one.
+func (r *record) programRows() []row {
+	var rows []row
+	empty := r.Programs[emptyProgram]
+	for _, name := range slices.Sorted(maps.Keys(r.Programs)) {
+		if name == emptyProgram {
+			continue
+		}
+		ratios := paired(r.Programs[name], empty)
+		rows = append(rows, row{Bed: laceL3.name, Metric: metricPrograms + "/" + name, Against: emptyProgram,
+			spread: spreadOf(ratios), Rounds: len(ratios)})
+	}
+	return rows
+}
+
+// attachRows are absolute: the times with so many containers there, their 99th percentile, and the
+// agent's memory with the most.
+func (r *record) attachRows() []row {
+	var rows []row
+	for _, n := range slices.Sorted(maps.Keys(r.Attach)) {
+		ms := r.Attach[n]
+		p99 := quantile(slices.Sorted(slices.Values(ms)), 0.99)
+		rows = append(rows,
+			row{Bed: laceL3.name, Metric: fmt.Sprintf("%s/%d", metricAttach, n), Unit: "ms", spread: spreadOf(ms), Rounds: len(ms)},
+			row{Bed: laceL3.name, Metric: fmt.Sprintf("%s-p99/%d", metricAttach, n), Unit: "ms", spread: spread{p99, p99, p99}, Rounds: len(ms)})
+	}
+	if r.RSS > 0 {
+		rows = append(rows, row{Bed: laceL3.name, Metric: fmt.Sprintf("rss/%d", slices.Max(populations)), Unit: "MB",
+			spread: spread{r.RSS, r.RSS, r.RSS}, Rounds: 1})
+	}
+	return rows
+}
+
+// against are the references that come after a bed; all of them for one that is no reference.
 func (r *record) against(bed string) []string {
 	var refs []string
 	for _, ref := range references[slices.Index(references, bed)+1:] {
@@ -87,6 +128,8 @@ func (r *record) print(w io.Writer, rows []row) {
 	for _, m := range r.Metrics {
 		r.printMetric(t, metricNamed(m), rows)
 	}
+	r.printPrograms(t, rows)
+	r.printAttach(t, rows)
 	t.Flush()
 }
 
@@ -105,6 +148,26 @@ func (r *record) printMetric(w io.Writer, m metric, rows []row) {
 		fmt.Fprintln(w, strings.Join(cells, "\t"))
 	}
 	fmt.Fprintln(w)
+}
+
+func (r *record) printPrograms(w io.Writer, rows []row) {
+	if len(r.Programs) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "program\tns\t÷ %s\n", emptyProgram)
+	for _, name := range slices.Sorted(maps.Keys(r.Programs)) {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", name, figure(spreadOf(r.Programs[name]).Median),
+			ratioCell(rows, laceL3.name, metricPrograms+"/"+name, emptyProgram))
+	}
+	fmt.Fprintln(w)
+}
+
+func (r *record) printAttach(w io.Writer, rows []row) {
+	for _, row := range rows {
+		if row.Unit != "" {
+			fmt.Fprintf(w, "%s\t%s %s\t[%.2f–%.2f]\n", row.Metric, figure(row.Median), row.Unit, row.Q1, row.Q3)
+		}
+	}
 }
 
 func ratioCell(rows []row, bed, metric, against string) string {

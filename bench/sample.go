@@ -39,7 +39,16 @@ var metrics = []metric{
 	{"crr", "connections/s", completed},
 }
 
-func metricNames() []string {
+// What is measured besides traffic.
+const (
+	metricPrograms = "ns"     // the programs by BPF_PROG_TEST_RUN
+	metricAttach   = "attach" // time of Attach, and the agent's memory
+)
+
+// metricNames are all, those of the traffic first.
+func metricNames() []string { return append(trafficNames(), metricPrograms, metricAttach) }
+
+func trafficNames() []string {
 	var names []string
 	for _, m := range metrics {
 		names = append(names, m.name)
