@@ -169,7 +169,10 @@ int pod_l3(struct __sk_buff *skb)
 	struct config *cfg = node();
 	struct ethhdr *eth;
 
-	if (!port || !ctx || !cfg)
+	if (!ctx || !cfg)
+		return TC_ACT_SHOT;
+	ctx->raw = 0;
+	if (!port)
 		return drop(skb, REASON_NO_PORT);
 	pull(skb, ETH_HLEN + IP_HEADER_MAX + 4);
 	eth = packet_start(skb);

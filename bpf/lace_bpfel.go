@@ -91,7 +91,8 @@ type LaceContext struct {
 	IcmpCode uint8
 	IcmpMtu  uint16
 	Nd       uint8
-	Pad      [5]uint8
+	Raw      uint8
+	Pad      [4]uint8
 	_        [2]byte
 }
 
@@ -118,6 +119,13 @@ type LaceEndpointKey struct {
 		_  structs.HostLayout
 		U8 [16]uint8
 	}
+}
+
+type LaceEventBudget struct {
+	_      structs.HostLayout
+	Stamp  uint64
+	Tokens uint32
+	Missed uint32
 }
 
 type LaceNexthop struct {
@@ -252,6 +260,8 @@ const (
 	LaceMapContexts                  = "contexts"
 	LaceMapCounters                  = "counters"
 	LaceMapEndpoints                 = "endpoints"
+	LaceMapEventBudgets              = "event_budgets"
+	LaceMapEvents                    = "events"
 	LaceMapHeartbeat                 = "heartbeat"
 	LaceMapNetworks                  = "networks"
 	LaceMapNexthops                  = "nexthops"
@@ -336,19 +346,21 @@ type LaceProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LaceMapSpecs struct {
-	Blocks     *ebpf.MapSpec `ebpf:"blocks"`
-	Budgets    *ebpf.MapSpec `ebpf:"budgets"`
-	Contexts   *ebpf.MapSpec `ebpf:"contexts"`
-	Counters   *ebpf.MapSpec `ebpf:"counters"`
-	Endpoints  *ebpf.MapSpec `ebpf:"endpoints"`
-	Heartbeat  *ebpf.MapSpec `ebpf:"heartbeat"`
-	Networks   *ebpf.MapSpec `ebpf:"networks"`
-	Nexthops   *ebpf.MapSpec `ebpf:"nexthops"`
-	NodeConfig *ebpf.MapSpec `ebpf:"node_config"`
-	Peers      *ebpf.MapSpec `ebpf:"peers"`
-	Ports      *ebpf.MapSpec `ebpf:"ports"`
-	Quotes     *ebpf.MapSpec `ebpf:"quotes"`
-	Stages     *ebpf.MapSpec `ebpf:"stages"`
+	Blocks       *ebpf.MapSpec `ebpf:"blocks"`
+	Budgets      *ebpf.MapSpec `ebpf:"budgets"`
+	Contexts     *ebpf.MapSpec `ebpf:"contexts"`
+	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Endpoints    *ebpf.MapSpec `ebpf:"endpoints"`
+	EventBudgets *ebpf.MapSpec `ebpf:"event_budgets"`
+	Events       *ebpf.MapSpec `ebpf:"events"`
+	Heartbeat    *ebpf.MapSpec `ebpf:"heartbeat"`
+	Networks     *ebpf.MapSpec `ebpf:"networks"`
+	Nexthops     *ebpf.MapSpec `ebpf:"nexthops"`
+	NodeConfig   *ebpf.MapSpec `ebpf:"node_config"`
+	Peers        *ebpf.MapSpec `ebpf:"peers"`
+	Ports        *ebpf.MapSpec `ebpf:"ports"`
+	Quotes       *ebpf.MapSpec `ebpf:"quotes"`
+	Stages       *ebpf.MapSpec `ebpf:"stages"`
 }
 
 // LaceVariableSpecs contains global variables before they are loaded into the kernel.
@@ -383,19 +395,21 @@ func (o *LaceObjects) Close() error {
 //
 // It can be passed to LoadLaceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LaceMaps struct {
-	Blocks     *ebpf.Map `ebpf:"blocks"`
-	Budgets    *ebpf.Map `ebpf:"budgets"`
-	Contexts   *ebpf.Map `ebpf:"contexts"`
-	Counters   *ebpf.Map `ebpf:"counters"`
-	Endpoints  *ebpf.Map `ebpf:"endpoints"`
-	Heartbeat  *ebpf.Map `ebpf:"heartbeat"`
-	Networks   *ebpf.Map `ebpf:"networks"`
-	Nexthops   *ebpf.Map `ebpf:"nexthops"`
-	NodeConfig *ebpf.Map `ebpf:"node_config"`
-	Peers      *ebpf.Map `ebpf:"peers"`
-	Ports      *ebpf.Map `ebpf:"ports"`
-	Quotes     *ebpf.Map `ebpf:"quotes"`
-	Stages     *ebpf.Map `ebpf:"stages"`
+	Blocks       *ebpf.Map `ebpf:"blocks"`
+	Budgets      *ebpf.Map `ebpf:"budgets"`
+	Contexts     *ebpf.Map `ebpf:"contexts"`
+	Counters     *ebpf.Map `ebpf:"counters"`
+	Endpoints    *ebpf.Map `ebpf:"endpoints"`
+	EventBudgets *ebpf.Map `ebpf:"event_budgets"`
+	Events       *ebpf.Map `ebpf:"events"`
+	Heartbeat    *ebpf.Map `ebpf:"heartbeat"`
+	Networks     *ebpf.Map `ebpf:"networks"`
+	Nexthops     *ebpf.Map `ebpf:"nexthops"`
+	NodeConfig   *ebpf.Map `ebpf:"node_config"`
+	Peers        *ebpf.Map `ebpf:"peers"`
+	Ports        *ebpf.Map `ebpf:"ports"`
+	Quotes       *ebpf.Map `ebpf:"quotes"`
+	Stages       *ebpf.Map `ebpf:"stages"`
 }
 
 func (m *LaceMaps) Close() error {
@@ -405,6 +419,8 @@ func (m *LaceMaps) Close() error {
 		m.Contexts,
 		m.Counters,
 		m.Endpoints,
+		m.EventBudgets,
+		m.Events,
 		m.Heartbeat,
 		m.Networks,
 		m.Nexthops,

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package bpf
+package bpf_test
 
 import (
 	"errors"
-	"os"
 	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/lace-net/lace/bpf"
 )
 
 // instructionLimit bounds what the verifier may have to look at for one program. The kernel's own
@@ -48,7 +49,7 @@ func checkInstructions(t *testing.T, name string, p *ebpf.Program) {
 
 func loadSpec(t testing.TB) *ebpf.CollectionSpec {
 	t.Helper()
-	spec, err := LoadLace()
+	spec, err := bpf.LoadLace()
 	must(t, err)
 	return spec
 }
@@ -78,16 +79,13 @@ func TestVerifierErrorIsTold(t *testing.T) {
 	}
 }
 
-func needRoot(t testing.TB) {
+// decapByFlags probes the kernel as the loader does.
+func decapByFlags(t testing.TB) bool {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to load eBPF programs: run the tests as root")
-	}
-}
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
+	p, err := ebpf.NewProgram(loadSpec(t).Programs["probe_decap"])
+	must(t, err)
+	defer p.Close()
+	rc, err := p.Run(&ebpf.RunOptions{Data: outer(t, 4, plainV4(t)), DataOut: make([]byte, 512)})
+	must(t, err)
+	return rc == 0
 }

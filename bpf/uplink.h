@@ -156,6 +156,7 @@ static __always_inline int take(struct __sk_buff *skb, const struct config *cfg,
 
 	if (!ctx)
 		return TC_ACT_SHOT;
+	ctx->raw = !l2;
 	if (outer->nexthdr == IPPROTO_ICMPV6)
 		return drop(skb, REASON_UNDERLAY_ICMP);
 	if (outer->nexthdr == NEXTHDR_ROUTING)

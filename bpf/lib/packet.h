@@ -64,17 +64,71 @@ static __always_inline void count(struct __sk_buff *skb, __u32 reason)
 	counter->bytes += skb->len;
 }
 
-static __always_inline int drop(struct __sk_buff *skb, enum reason reason)
-{
-	count(skb, reason);
-	return TC_ACT_SHOT;
-}
-
 static __always_inline struct context *context(void)
 {
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&contexts, &zero);
+}
+
+#define EVENT_BURST 256
+#define EVENT_NS 1000000 /* one more event every millisecond on each CPU */
+
+static __always_inline bool may_tell(struct event_budget *budget)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	__u64 earned = (now - budget->stamp) / EVENT_NS;
+
+	if (earned) {
+		budget->stamp = now;
+		budget->tokens = earned + budget->tokens < EVENT_BURST ? earned + budget->tokens : EVENT_BURST;
+	}
+	if (!budget->tokens) {
+		budget->missed++;
+		return false;
+	}
+	budget->tokens--;
+	return true;
+}
+
+/* Tell whoever listens of a refused packet. */
+static __noinline int tell(struct __sk_buff *skb, __u32 reason)
+{
+	__u32 zero = 0;
+	struct event_budget *budget = bpf_map_lookup_elem(&event_budgets, &zero);
+	struct context *ctx = context();
+	__u64 len = skb->len;
+	struct event *event;
+
+	if (!budget || !ctx || !may_tell(budget))
+		return 0;
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event)
+		return 0;
+	event->time = bpf_ktime_get_ns();
+	event->reason = reason;
+	event->ifindex = skb->ifindex;
+	event->len = len;
+	event->missed = budget->missed;
+	budget->missed = 0;
+	event->ethernet = !ctx->raw;
+	/* Opaque before each check, and two of them: older verifiers learn nothing from one for 0. */
+	asm volatile("" : "+r"(len));
+	if (len > EVENT_HEAD)
+		len = EVENT_HEAD;
+	asm volatile("" : "+r"(len));
+	if (len < ETH_HLEN || bpf_skb_load_bytes(skb, 0, event->head, len))
+		len = 0;
+	event->head_len = len;
+	bpf_ringbuf_submit(event, 0);
+	return 0;
+}
+
+static __always_inline int drop(struct __sk_buff *skb, enum reason reason)
+{
+	count(skb, reason);
+	tell(skb, reason);
+	return TC_ACT_SHOT;
 }
 
 static __always_inline struct config *node(void)
@@ -95,6 +149,7 @@ static __always_inline int refuse(struct __sk_buff *skb, struct context *ctx, en
 				  __u16 mtu)
 {
 	count(skb, reason);
+	tell(skb, reason);
 	ctx->icmp_type = type;
 	ctx->icmp_code = code;
 	ctx->icmp_mtu = mtu;

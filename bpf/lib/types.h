@@ -130,11 +130,37 @@ struct context {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u16 icmp_mtu;
-	__u8 nd; /* gateway: neighbour discovery */
-	__u8 pad[5];
+	__u8 nd;  /* gateway: neighbour discovery */
+	__u8 raw; /* the packet came in without an Ethernet header */
+	__u8 pad[4];
 };
 
 #define QUOTE_MAX 1232 /* largest part of a packet that an ICMPv6 error quotes, RFC 4443 2.4 (c) */
+
+#define EVENT_HEAD 128 /* bytes of a refused packet that an event shows */
+
+/* What is told of a refused packet. */
+struct event {
+	__u64 time; /* ns, monotonic clock */
+	__u32 reason;
+	__u32 ifindex; /* where it came in */
+	__u32 len;     /* of the packet, from its first header on */
+	__u32 missed;  /* events before this one, on this CPU, that were too many */
+	__u16 head_len;
+	__u8 ethernet; /* the head begins with an Ethernet header, not with IPv6 */
+	__u8 pad;
+	__u8 head[EVENT_HEAD];
+	__u8 pad2[4];
+};
+
+/* Events that a CPU may still tell. */
+struct event_budget {
+	__u64 stamp; /* ns, coarse monotonic clock */
+	__u32 tokens;
+	__u32 missed;
+};
+
+_Static_assert(sizeof(struct event) == 160, "event");
 
 struct quote {
 	__u8 bytes[3 * 512]; /* bpf_csum_diff takes 512 at once */

@@ -33,6 +33,7 @@ var commands = []command{
 	{"plan", "[--node NAME] [--topology FILE] [--json]", "print what a node will hold", runPlan},
 	{"lab", labArgs, "make the nodes of a topology file on this machine", runLab},
 	{"status", "[--config FILE] [--json]", "show what this node holds: networks, peers, containers, counters", runStatus},
+	{"trace", "[--json] [--network NAME] [--container NAME] [--address ADDRESS] [--port PORT] [--reason WORD] [--count N]", "show refused packets as they come", runTrace},
 	{"uninstall", "[--config FILE] [--force]", "take every kernel object of Lace off this host", runUninstall},
 	{"version", "", "print the version", runVersion},
 }

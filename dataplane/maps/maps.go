@@ -17,7 +17,7 @@ import (
 
 // Names of the maps that outlive the agent, pinned. The others are scratch of the programs.
 var Pinned = []string{
-	"node_config", "heartbeat", "ports", "endpoints", "networks", "blocks", "peers", "nexthops", "counters", "budgets",
+	"node_config", "heartbeat", "ports", "endpoints", "networks", "blocks", "peers", "nexthops", "counters", "budgets", "events",
 }
 
 // Maps are the tables of one data plane.

@@ -106,3 +106,13 @@ func (m *Maps) Counters() ([]Counter, error) {
 	}
 	return out, nil
 }
+
+// KnownReason says whether there is a reason of that word.
+func KnownReason(name string) bool {
+	for _, r := range reasons {
+		if r.name == name {
+			return true
+		}
+	}
+	return false
+}

@@ -12,3 +12,16 @@ func (h *Handle) LookNexthops(p *plan.Plan) ([]Nexthop, error) {
 	hops, _, err := h.readNexthops(p)
 	return hops, err
 }
+
+// LinkNames are the names of all links by index.
+func (h *Handle) LinkNames() (map[uint32]string, error) {
+	links, err := h.host.links()
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[uint32]string, len(links))
+	for name, l := range links {
+		names[uint32(l.Attrs().Index)] = name
+	}
+	return names, nil
+}
