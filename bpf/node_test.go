@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/lace-net/lace/bpf"
+	"github.com/lace-net/lace/dataplane/maps"
+	"github.com/lace-net/lace/dataplane/plan"
+	"github.com/lace-net/lace/topology"
+)
+
+// The fixture: two nodes with the networks 100 and 200, whose subnets are the same, and a foreign
+// router that belongs to network 100. Every node has two containers in network 100 and one in 200 that has the
+// addresses of the first.
+//
+//	node 1  10.40.1.10, .11   fd40:0:1::a, ::b   and in network 200 again 10.40.1.10, fd40:0:1::a
+//	node 2  10.40.2.10, .11   fd40:0:2::a, ::b   …
+const (
+	backend   = topology.NetworkID(100)
+	overlap   = topology.NetworkID(200)
+	elsewhere = topology.NetworkID(300) // a network that no node has
+	router    = 3                       // number of the foreign router
+)
+
+// Places of the interfaces. Both nodes use the same ones: no packet is really sent.
+const (
+	podA = iota // network 100
+	podB        // network 100
+	podX        // network 200, the addresses of podA
+	uplink
+	stranger // in no table
+	devices
+)
+
+const (
+	podMTU  = 1460
+	linkMTU = 1500
+)
+
+// options say how a node is set up.
+type options struct {
+	number      int
+	locatorBits int // 48
+	srh, vrf    bool
+	changeProto bool // decapsulate without the flags of 6.3
+	bits4       plan.Lengths
+	bits6       plan.Lengths
+	blocks      []plan.Block
+}
+
+// node is the data plane of one node, run packet by packet.
+type node struct {
+	t    testing.TB
+	opts options
+	coll *ebpf.Collection
+	maps *maps.Maps
+	bed  *bed
+	plan *plan.Plan
+}
+
+// bed is a namespace with the interfaces of the fixture.
+type bed struct {
+	ns    netns.NsHandle
+	index [devices]int
+	mac   [devices]plan.MAC // of the interfaces themselves
+}
+
+func newBed(t testing.TB) *bed {
+	t.Helper()
+	needRoot(t)
+	b := &bed{}
+	must(t, onThread(func() (err error) {
+		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		b.ns, err = netns.Get()
+		return err
+	}))
+	t.Cleanup(func() { b.ns.Close() })
+	must(t, b.in(b.makeDevices))
+	return b
+}
+
+func (b *bed) makeDevices() error {
+	for i := range b.index {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = fmt.Sprintf("lacebpf%d", i)
+		b.mac[i] = plan.MAC{2, 0, 0, 0, 0xee, byte(i)}
+		attrs.HardwareAddr = b.mac[i][:]
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: attrs.Name + "p"}); err != nil {
+			return fmt.Errorf("make interface %s: %w", attrs.Name, err)
+		}
+		l, err := netlink.LinkByName(attrs.Name)
+		if err != nil {
+			return err
+		}
+		b.index[i] = l.Attrs().Index
+	}
+	return nil
+}
+
+// onThread calls f on a thread that is thrown away after it.
+func onThread(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		done <- f()
+	}()
+	return <-done
+}
+
+func (b *bed) in(f func() error) error {
+	return onThread(func() error {
+		if err := netns.Set(b.ns); err != nil {
+			return err
+		}
+		return f()
+	})
+}
+
+// locatorOf is the locator of a node, under the block 5f00:1ace::/32 (/16 for short locators).
+func locatorOf(number, bits int) topology.Locator {
+	b := netip.MustParseAddr("5f00:1ace::").As16()
+	if bits > 32 {
+		shifted := uint64(number) << (64 - bits)
+		binary.BigEndian.PutUint64(b[:8], binary.BigEndian.Uint64(b[:8])|shifted)
+	} else {
+		binary.BigEndian.PutUint32(b[:4], 0x5f000000|uint32(number)<<(32-bits))
+	}
+	return topology.Locator{Prefix: netip.PrefixFrom(netip.AddrFrom16(b), bits)}
+}
+
+func blockOf(bits int) netip.Prefix {
+	if bits > 32 {
+		return netip.MustParsePrefix("5f00:1ace::/32")
+	}
+	return netip.MustParsePrefix("5f00::/16")
+}
+
+// Addresses of a container: dev is podA, podB or podX.
+func v4Of(number, dev int) netip.Addr {
+	return netip.AddrFrom4([4]byte{10, 40, byte(number), byte(10 + dev%podX)})
+}
+
+func v6Of(number, dev int) netip.Addr {
+	return netip.MustParseAddr(fmt.Sprintf("fd40:0:%x::%x", number, 10+dev%podX))
+}
+
+func gateway4(number int) netip.Addr { return netip.AddrFrom4([4]byte{10, 40, byte(number), 1}) }
+func gateway6(number int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("fd40:0:%x::1", number)) }
+
+func macOf(number, dev int) plan.MAC { return plan.MAC{2, 0x4c, 0, 0, byte(number), byte(dev)} }
+
+func networkOf(dev int) topology.NetworkID {
+	if dev == podX {
+		return overlap
+	}
+	return backend
+}
+
+// MAC addresses of the underlay.
+var nexthopDst, nexthopSrc = plan.MAC{2, 0, 0, 0, 1, 1}, plan.MAC{2, 0, 0, 0, 1, 2}
+
+func newNode(t testing.TB, b *bed, o options) *node {
+	t.Helper()
+	if o.locatorBits == 0 {
+		o.locatorBits = 48
+	}
+	n := &node{t: t, opts: o, bed: b}
+	n.load()
+	n.plan = n.build()
+	must(t, n.maps.WriteConfig(n.plan, o.vrf))
+	_, err := n.maps.Sync(n.plan, n.devices())
+	must(t, err)
+	n.nexthops(nexthop{known: true})
+	must(t, n.maps.Beat())
+	return n
+}
+
+var stages = map[bpf.LaceStage]string{
+	bpf.LaceStageSTAGE_ROUTE:                "stage_route",
+	bpf.LaceStageSTAGE_DELIVER:              "stage_deliver",
+	bpf.LaceStageSTAGE_DELIVER_DECAPSULATED: "stage_deliver_decapsulated",
+	bpf.LaceStageSTAGE_GATEWAY:              "stage_gateway",
+	bpf.LaceStageSTAGE_ERROR:                "stage_error",
+}
+
+func (n *node) load() {
+	n.t.Helper()
+	spec := loadSpec(n.t)
+	byFlags := uint8(1)
+	if n.opts.changeProto || !decapByFlags(n.t) {
+		byFlags = 0
+	}
+	must(n.t, spec.Variables["decap_by_flags"].Set(byFlags))
+	n.coll = load(n.t, spec)
+	n.fillStages()
+	var err error
+	n.maps, err = maps.New(n.coll.Maps)
+	must(n.t, err)
+}
+
+func (n *node) fillStages() {
+	n.t.Helper()
+	for i, name := range stages {
+		must(n.t, n.coll.Maps["stages"].Put(uint32(i), n.coll.Programs[name]))
+	}
+}
+
+func (n *node) locator() topology.Locator { return locatorOf(n.opts.number, n.opts.locatorBits) }
+
+func (n *node) build() *plan.Plan {
+	p := &plan.Plan{Locator: n.locator(), LocatorBlock: blockOf(n.opts.locatorBits)}
+	if n.opts.srh {
+		p.Encapsulation = topology.SRH
+	}
+	bits4, bits6 := plan.Lengths{24}, plan.Lengths{64}
+	if n.opts.bits4 != nil {
+		bits4, bits6 = n.opts.bits4, n.opts.bits6
+	}
+	for _, id := range []topology.NetworkID{backend, overlap} {
+		p.Networks = append(p.Networks, plan.Network{ID: id, BlockBits4: bits4, BlockBits6: bits6})
+		for number := 1; number <= 2; number++ {
+			p.Blocks = append(p.Blocks, n.block(id, number, netip.PrefixFrom(v4Of(number, 0), 24)),
+				n.block(id, number, netip.PrefixFrom(v6Of(number, 0), 64)))
+		}
+	}
+	p.Blocks = append(p.Blocks, n.opts.blocks...)
+	for number := 1; number <= router; number++ {
+		peer := plan.Peer{Index: uint32(number), Locator: locatorOf(number, n.opts.locatorBits)}
+		if number == router {
+			peer.Network = backend
+		}
+		if number != n.opts.number {
+			p.Peers = append(p.Peers, peer)
+		}
+	}
+	for dev := podA; dev <= podX; dev++ {
+		p.Ports = append(p.Ports, n.port(dev))
+	}
+	return p
+}
+
+func (n *node) block(id topology.NetworkID, number int, prefix netip.Prefix) plan.Block {
+	return plan.Block{Network: id, Prefix: prefix.Masked(), Local: number == n.opts.number, Peer: uint32(number),
+		SID: locatorOf(number, n.opts.locatorBits).SID(topology.EndDT46, id)}
+}
+
+func (n *node) port(dev int) plan.Port {
+	number, id := n.opts.number, networkOf(dev)
+	return plan.Port{
+		Attachment: plan.Attachment{NetworkID: id, V4: v4Of(number, dev), V6: v6Of(number, dev), MAC: macOf(number, dev)},
+		HostIf:     fmt.Sprint(dev), Gateway4: gateway4(number), Gateway6: gateway6(number), Source: n.locator().Source(id, 0),
+	}
+}
+
+func (n *node) devices() map[string]maps.Device {
+	out := map[string]maps.Device{}
+	for dev := podA; dev <= podX; dev++ {
+		out[fmt.Sprint(dev)] = maps.Device{Index: uint32(n.bed.index[dev]), MTU: podMTU}
+	}
+	return out
+}
+
+// nexthop is how all peers are reached.
+type nexthop struct {
+	known, raw, none bool
+	mtu              uint16
+}
+
+func (n *node) nexthops(h nexthop) {
+	n.t.Helper()
+	if h.mtu == 0 {
+		h.mtu = linkMTU
+	}
+	var rows []maps.Nexthop
+	for number := uint32(1); number <= router && !h.none; number++ {
+		rows = append(rows, maps.Nexthop{Peer: number, Ifindex: uint32(n.bed.index[uplink]), MTU: h.mtu,
+			Known: h.known, Raw: h.raw, Dst: nexthopDst, Src: nexthopSrc})
+	}
+	must(n.t, n.maps.SyncNexthops(rows))
+}
+
+// Verdicts, as the programs return them.
+const (
+	pass     = 0xffffffff // TC_ACT_UNSPEC
+	ok       = 0
+	shot     = 2
+	redirect = 7
+)
+
+// result is what became of a packet.
+type result struct {
+	verdict uint32
+	out     []byte
+	counted []bpf.LaceReason // in the order of the enum, once for each packet
+	ctx     bpf.LaceContext
+}
+
+// input is a packet and where it comes in.
+type input struct {
+	program string
+	dev     int
+	frame   []byte
+	gso     uint32
+}
+
+// skContext is struct __sk_buff as BPF_PROG_TEST_RUN takes it.
+func skContext(ifindex int, gso uint32) []byte {
+	c := make([]byte, 192)
+	binary.NativeEndian.PutUint32(c[40:], uint32(ifindex))
+	binary.NativeEndian.PutUint32(c[176:], gso)
+	return c
+}
+
+func (n *node) run(in input) result {
+	n.t.Helper()
+	before := n.counters()
+	n.clearContexts()
+	r := result{out: make([]byte, len(in.frame)+512)}
+	opts := &ebpf.RunOptions{Data: in.frame, DataOut: r.out, Context: skContext(n.bed.index[in.dev], in.gso)}
+	must(n.t, n.bed.in(func() (err error) {
+		r.verdict, err = n.coll.Programs[in.program].Run(opts)
+		return err
+	}))
+	r.out = opts.DataOut
+	for i, after := range n.counters() {
+		for range after - before[i] {
+			r.counted = append(r.counted, bpf.LaceReason(i))
+		}
+	}
+	r.ctx = n.context()
+	return r
+}
+
+func (n *node) counters() (out [bpf.LaceReasonREASON_MAX]uint64) {
+	n.t.Helper()
+	counters, err := n.maps.Counters()
+	must(n.t, err)
+	for _, c := range counters {
+		out[c.Reason] = c.Packets
+	}
+	return out
+}
+
+func (n *node) clearContexts() {
+	n.t.Helper()
+	must(n.t, n.coll.Maps["contexts"].Put(uint32(0), make([]bpf.LaceContext, ebpf.MustPossibleCPU())))
+}
+
+// context is what the stages handed on, on the processor that ran them.
+func (n *node) context() bpf.LaceContext {
+	n.t.Helper()
+	var all []bpf.LaceContext
+	must(n.t, n.coll.Maps["contexts"].Lookup(uint32(0), &all))
+	for _, c := range all {
+		if c != (bpf.LaceContext{}) {
+			return c
+		}
+	}
+	return bpf.LaceContext{}
+}
+
+// forget gives the containers their error answers back.
+func (n *node) forget() {
+	n.t.Helper()
+	for _, index := range n.bed.index {
+		err := n.coll.Maps["budgets"].Delete(uint32(index))
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			n.t.Fatal(err)
+		}
+	}
+}
+
+func words(reasons []bpf.LaceReason) (out []string) {
+	for _, r := range reasons {
+		out = append(out, maps.ReasonName(r))
+	}
+	return out
+}
+
+func sameReasons(a, b []bpf.LaceReason) bool {
+	a, b = slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b))
+	return slices.Equal(a, b)
+}
+
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to load eBPF programs: run the tests as root")
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
