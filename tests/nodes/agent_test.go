@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodes
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"sync"
+	"time"
+
+	"github.com/lace-net/lace/dataplane"
+	"github.com/lace-net/lace/dataplane/maps"
+	"github.com/lace-net/lace/topology"
+)
+
+// agentSetup tells a process which agent it is.
+type agentSetup struct {
+	Topology string // text of the file
+	Node     string
+	BPFFS    string
+	Remove   bool // take everything of Lace away instead
+}
+
+// order is one line to an agent, answer the line that comes back. Orders run at the same time.
+type order struct {
+	ID      int
+	Do      string
+	Request wish
+	Live    []string
+}
+
+// wish is a dataplane.Request as it goes over the pipe.
+type wish struct {
+	Container, Name, Network string
+	IPs                      []netip.Addr
+	MAC                      []byte
+	Sticky                   bool
+	Netns, IfName            string
+}
+
+func (w *wish) request() dataplane.Request {
+	r := dataplane.Request{Container: w.Container, Name: w.Name, Network: w.Network, IPs: w.IPs, Sticky: w.Sticky, Netns: w.Netns, IfName: w.IfName}
+	copy(r.MAC[:], w.MAC)
+	return r
+}
+
+// port is a dataplane.Port as it goes over the pipe.
+type port struct {
+	V4, V6, Gateway4, Gateway6 netip.Addr
+	MAC                        [6]byte
+	HostIf, IfName             string
+	Ifindex, MTU               int
+}
+
+func portOf(p dataplane.Port) port {
+	return port{p.V4, p.V6, p.Gateway4, p.Gateway6, p.MAC, p.HostIf, p.IfName, p.Ifindex, p.MTU}
+}
+
+type answer struct {
+	ID     int // 0: the agent is ready
+	Error  string
+	Port   port
+	Status status
+}
+
+// status is what an agent sees of itself.
+type status struct {
+	Features  dataplane.Features
+	Counters  map[string]uint64 // packets by reason
+	Endpoints []string          // "network address"
+	Ports     []uint32          // interface indexes
+}
+
+// serve is the agent process. It ends when its standard input does.
+func serve(text string) int {
+	var s agentSetup
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	err := json.Unmarshal([]byte(text), &s)
+	if err == nil && s.Remove {
+		err = dataplane.Remove(s.BPFFS, log)
+	} else if err == nil {
+		err = serveOrders(s, log)
+	}
+	if err != nil {
+		json.NewEncoder(os.Stdout).Encode(answer{Error: err.Error()})
+		return 1
+	}
+	return 0
+}
+
+func serveOrders(s agentSetup, log *slog.Logger) error {
+	top, err := topology.Parse("topology.toml", []byte(s.Topology))
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	d, err := dataplane.Open(ctx, dataplane.Options{Topology: top, Node: s.Node, BPFFS: s.BPFFS, Log: log})
+	if err != nil {
+		cancel()
+		return err
+	}
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	served := answerOrders(ctx, d)
+	cancel()
+	return errors.Join(served, <-done, d.Close())
+}
+
+func answerOrders(ctx context.Context, d *dataplane.Dataplane) error {
+	var mu sync.Mutex
+	out := json.NewEncoder(os.Stdout)
+	out.Encode(answer{})
+	var running sync.WaitGroup
+	defer running.Wait()
+	for in := json.NewDecoder(os.Stdin); ; {
+		var o order
+		if err := in.Decode(&o); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		running.Go(func() {
+			a := obey(ctx, d, o)
+			mu.Lock()
+			defer mu.Unlock()
+			out.Encode(a)
+		})
+	}
+}
+
+func obey(ctx context.Context, d *dataplane.Dataplane, o order) answer {
+	a, err := answer{ID: o.ID}, error(nil)
+	switch o.Do {
+	case "attach":
+		a.Port, err = attach(ctx, d, o)
+	case "attach-late": // with a deadline that has passed
+		late, cancel := context.WithDeadline(ctx, time.Unix(1, 0))
+		defer cancel()
+		a.Port, err = attach(late, d, o)
+	case "detach":
+		err = d.Detach(ctx, o.Request.Container)
+	case "release":
+		err = d.Release(ctx, o.Request.Container)
+	case "reserve":
+		err = d.Reserve(ctx, o.Request.request())
+	case "retain":
+		err = d.Retain(ctx, o.Live)
+	case "status":
+		a.Status, err = statusOf(d)
+	default:
+		err = fmt.Errorf("no order is called %q", o.Do)
+	}
+	if err != nil {
+		a.Error = err.Error()
+	}
+	return a
+}
+
+func attach(ctx context.Context, d *dataplane.Dataplane, o order) (port, error) {
+	p, err := d.Attach(ctx, o.Request.request())
+	return portOf(p), err
+}
+
+func statusOf(d *dataplane.Dataplane) (status, error) {
+	s := status{Features: d.Features(), Counters: map[string]uint64{}}
+	m := d.Hooks().Maps()
+	counters, err := m.Counters()
+	for _, c := range counters {
+		s.Counters[maps.ReasonName(c.Reason)] = c.Packets
+	}
+	endpoints, err2 := m.Endpoints.All()
+	for k := range endpoints {
+		s.Endpoints = append(s.Endpoints, fmt.Sprintf("%d %x", k.Network, k.Addr.U8))
+	}
+	ports, err3 := m.Ports.All()
+	for index := range ports {
+		s.Ports = append(s.Ports, index)
+	}
+	return s, errors.Join(err, err2, err3)
+}
+
+// agent is the test's side of an agent process.
+type agent struct {
+	cmd   *exec.Cmd
+	stdin io.WriteCloser
+	log   *lockedBuffer
+	ready chan answer
+	ended chan struct{}
+
+	mu      sync.Mutex
+	last    int
+	waiting map[int]chan answer
+}
+
+// lockedBuffer keeps what a process writes.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// startAgent starts an agent in a namespace and does not wait until it is ready.
+func startAgent(n *namespace, s agentSetup, log *lockedBuffer) (*agent, error) {
+	text, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	a := &agent{cmd: exec.Command("/proc/self/exe"), log: log, ready: make(chan answer, 1), ended: make(chan struct{}), waiting: map[int]chan answer{}}
+	a.cmd.Env = append(os.Environ(), agentVariable+"="+string(text))
+	a.cmd.Stderr = log
+	if a.stdin, err = a.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := a.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := n.do(a.cmd.Start); err != nil {
+		return nil, fmt.Errorf("start an agent in %s: %w", n.name, err)
+	}
+	go a.listen(out)
+	return a, nil
+}
+
+// listen hands the answers out until the process ends.
+func (a *agent) listen(out io.Reader) {
+	lines := bufio.NewScanner(out)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var got answer
+		if json.Unmarshal(lines.Bytes(), &got) != nil {
+			fmt.Fprintf(a.log, "not an answer: %s\n", lines.Text())
+			continue
+		}
+		a.deliver(got)
+	}
+	a.cmd.Wait()
+	close(a.ended)
+}
+
+func (a *agent) deliver(got answer) {
+	if got.ID == 0 {
+		select {
+		case a.ready <- got:
+		default:
+			fmt.Fprintf(a.log, "ended: %s\n", got.Error)
+		}
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c := a.waiting[got.ID]; c != nil {
+		delete(a.waiting, got.ID)
+		c <- got
+	}
+}
+
+var errEnded = errors.New("the agent has ended")
+
+// awaitReady waits until the agent serves.
+func (a *agent) awaitReady() error {
+	select {
+	case got := <-a.ready:
+		if got.Error != "" {
+			<-a.ended
+			return errors.New(got.Error)
+		}
+		return nil
+	case <-a.ended:
+		return errEnded
+	case <-time.After(patience):
+		return errors.New("the agent is not ready in time")
+	}
+}
+
+// call gives an order and waits for the answer.
+func (a *agent) call(o order) (answer, error) {
+	c := make(chan answer, 1)
+	a.mu.Lock()
+	a.last++
+	o.ID = a.last
+	a.waiting[o.ID] = c
+	err := json.NewEncoder(a.stdin).Encode(o)
+	a.mu.Unlock()
+	if err != nil {
+		return answer{}, errEnded
+	}
+	select {
+	case got := <-c:
+		if got.Error != "" {
+			return got, errors.New(got.Error)
+		}
+		return got, nil
+	case <-a.ended:
+		return answer{}, errEnded
+	case <-time.After(patience):
+		return answer{}, fmt.Errorf("no answer to %s", o.Do)
+	}
+}
+
+// stop lets the agent end by itself, kill does not.
+func (a *agent) stop() { a.stdin.Close(); <-a.ended }
+
+func (a *agent) kill() {
+	a.cmd.Process.Kill()
+	<-a.ended
+	a.stdin.Close()
+}
