@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 )
@@ -33,7 +35,7 @@ func newLab(opt options, stderr io.Writer) *lab {
 
 // build makes every bed and shows that a packet gets through it.
 func (l *lab) build(ctx context.Context) error {
-	if err := removeNetns(ctx); err != nil {
+	if err := errors.Join(removeNetns(ctx), removeDirs()); err != nil {
 		return fmt.Errorf("remove what an earlier bench left: %w", err)
 	}
 	for _, b := range l.beds {
@@ -53,15 +55,28 @@ func (l *lab) build(ctx context.Context) error {
 func (b *bed) prove(ctx context.Context, family int) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
+	var why error
 	for {
 		_, err := b.traffic(ctx, "rr", family, 10*time.Millisecond)
 		if err == nil {
 			return nil
 		}
+		if why == nil || ctx.Err() == nil { // the last one may only say that its time was up
+			why = err
+		}
 		if !sleep(ctx, 100*time.Millisecond) {
-			return fmt.Errorf("no traffic gets through: %w", err)
+			return fmt.Errorf("no traffic gets through: %w", why)
 		}
 	}
+}
+
+// removeDirs takes away the directories of a bench that was killed.
+func removeDirs() error {
+	paths, err := filepath.Glob(filepath.Join(os.TempDir(), netnsPrefix+"*"))
+	for _, p := range paths {
+		err = errors.Join(err, os.RemoveAll(p))
+	}
+	return err
 }
 
 // close takes everything away, in reverse, going on past errors.

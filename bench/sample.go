@@ -67,7 +67,7 @@ func metricNamed(name string) metric {
 
 // traffic runs one sample: a server and a client, each a process in its namespace.
 func (b *bed) traffic(ctx context.Context, kind string, family int, length time.Duration) (float64, error) {
-	ctx, cancel := context.WithTimeout(ctx, length+4*patience)
+	ctx, cancel := context.WithTimeout(ctx, length+patience)
 	defer cancel()
 	args := func(role string, at ns) []string {
 		return []string{role, "--netns", string(at), "--metric", kind, "--sample", length.String(), "--addr", b.addr[family].String()}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net/netip"
@@ -12,7 +13,8 @@ import (
 )
 
 // socket is a blocking socket that is read and written by raw system calls. Only one goroutine runs in
-// a traffic process, so nothing is lost by not telling the Go scheduler that a call blocks.
+// a traffic process, so nothing is lost by not telling the Go scheduler that a call blocks. It has no time limit:
+// a timer for each wait would be measured too. The bench ends the whole process where it takes too long.
 type socket int
 
 func newSocket(addr netip.AddrPort, kind int) (socket, error) {
@@ -24,17 +26,7 @@ func newSocket(addr netip.AddrPort, kind int) (socket, error) {
 	if err != nil {
 		return -1, fmt.Errorf("make a socket: %w", err)
 	}
-	s := socket(fd)
-	tv := unix.NsecToTimeval(int64(patience))
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
-		s.close()
-		return -1, fmt.Errorf("bound the wait of a socket: %w", err)
-	}
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv); err != nil {
-		s.close()
-		return -1, fmt.Errorf("bound the wait of a socket: %w", err)
-	}
-	return s, nil
+	return socket(fd), nil
 }
 
 func (s socket) close() { _ = unix.Close(int(s)) }
@@ -59,8 +51,9 @@ func (s socket) bind(addr netip.AddrPort) error {
 	if err := unix.SetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 		return fmt.Errorf("allow %s to be used again: %w", addr, err)
 	}
-	if err := unix.Bind(int(s), sockaddr(addr)); err != nil {
-		return fmt.Errorf("bind to %s: %w", addr, err)
+	raw, size := rawSockaddr(addr)
+	if _, _, errno := unix.RawSyscall(unix.SYS_BIND, uintptr(s), uintptr(unsafe.Pointer(&raw[0])), size); errno != 0 {
+		return fmt.Errorf("bind to %s: %w", addr, errno)
 	}
 	return nil
 }
@@ -83,14 +76,27 @@ func dial(addr netip.AddrPort) (socket, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err := s.connect(sockaddr(addr)); err != nil {
+	if err := s.connect(addr); err != nil {
 		s.close()
-		return -1, fmt.Errorf("connect to %s: %w", addr, err)
+		return -1, err
 	}
 	return s, nil
 }
 
-func (s socket) connect(to unix.Sockaddr) error { return unix.Connect(int(s), to) }
+// connect is raw as well: it waits for the other end.
+func (s socket) connect(to netip.AddrPort) error {
+	raw, size := rawSockaddr(to)
+	for {
+		_, _, errno := unix.RawSyscall(unix.SYS_CONNECT, uintptr(s), uintptr(unsafe.Pointer(&raw[0])), size)
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+		default:
+			return fmt.Errorf("connect to %s: %w", to, errno)
+		}
+	}
+}
 
 // tune sends small writes at once, on a connection by choose.
 func (s socket) tune() error {
@@ -172,11 +178,17 @@ func (s socket) mmsg(call uintptr, msgs []mmsghdr, flags uintptr) (int, error) {
 	return int(n), nil
 }
 
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
+// rawSockaddr is struct sockaddr_in or sockaddr_in6, and its size.
+func rawSockaddr(a netip.AddrPort) (raw [unix.SizeofSockaddrInet6]byte, size uintptr) {
+	binary.BigEndian.PutUint16(raw[2:], a.Port())
 	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+		binary.NativeEndian.PutUint16(raw[:], unix.AF_INET)
+		copy(raw[4:], a.Addr().AsSlice())
+		return raw, unix.SizeofSockaddrInet4
 	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	binary.NativeEndian.PutUint16(raw[:], unix.AF_INET6)
+	copy(raw[8:], a.Addr().AsSlice())
+	return raw, unix.SizeofSockaddrInet6
 }
 
 // finish says that nothing more will be written.

@@ -18,7 +18,8 @@ import (
 // trafficPort is where the servers listen; each bed has namespaces of its own.
 const trafficPort = 7000
 
-// patience bounds every blocking call of the traffic, so that a dead bed ends a sample with an error.
+// patience is how much longer than its length a sample may take before it counts as failed, and how
+// long a node may take to end.
 const patience = 5 * time.Second
 
 // tally is what one end counted: bytes, packets or transactions.

@@ -69,8 +69,8 @@ func sendPackets(addr netip.AddrPort, length time.Duration, _ func()) (tally, er
 	if err := unix.SetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, socketBuffer); err != nil {
 		return tally{}, fmt.Errorf("enlarge the send buffer: %w", err)
 	}
-	if err := s.connect(sockaddr(addr)); err != nil {
-		return tally{}, fmt.Errorf("connect to %s: %w", addr, err)
+	if err := s.connect(addr); err != nil {
+		return tally{}, err
 	}
 	msgs := batch(sendBatchSize, packetSize)
 	start := time.Now()
