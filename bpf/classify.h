@@ -38,6 +38,14 @@ static __always_inline enum reason check_destination_mac(const struct ethhdr *et
 	return REASON_NONE;
 }
 
+/* Bytes of a GSO packet, whose own length field may be 0; more than the field holds is cut off. */
+static __always_inline __u32 gso_len(struct __sk_buff *skb)
+{
+	__u32 len = skb->len - ETH_HLEN;
+
+	return len < 0xffff ? len : 0xffff;
+}
+
 static __always_inline int classify_v4(struct __sk_buff *skb, struct context *ctx, const struct port *port,
 				       const struct config *cfg)
 {
@@ -48,7 +56,7 @@ static __always_inline int classify_v4(struct __sk_buff *skb, struct context *ct
 
 	if ((void *)(ip + 1) > packet_end(skb) || ip->version != 4 || ip->ihl < 5)
 		return drop(skb, REASON_MALFORMED);
-	total = skb->gso_size ? skb->len - ETH_HLEN : bpf_ntohs(ip->tot_len);
+	total = skb->gso_size ? gso_len(skb) : bpf_ntohs(ip->tot_len);
 	if (total < ip->ihl * 4u || total > skb->len - ETH_HLEN)
 		return drop(skb, REASON_MALFORMED);
 	if (!(port->flags & PORT_HAS_V4) || ip->saddr != port->v4)
@@ -123,7 +131,7 @@ static __always_inline int classify_v6(struct __sk_buff *skb, struct context *ct
 
 	if ((void *)(ip + 1) > packet_end(skb) || ip->version != 6)
 		return drop(skb, REASON_MALFORMED);
-	total = skb->gso_size ? skb->len - ETH_HLEN : bpf_ntohs(ip->payload_len) + sizeof(*ip);
+	total = skb->gso_size ? gso_len(skb) : bpf_ntohs(ip->payload_len) + sizeof(*ip);
 	if (total > skb->len - ETH_HLEN)
 		return drop(skb, REASON_MALFORMED);
 	__builtin_memcpy(&src, &ip->saddr, sizeof(src));

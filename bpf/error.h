@@ -112,11 +112,12 @@ static __noinline __s64 quote_checksum(struct __sk_buff *skb, __u64 len, __u32 s
 
 /*
  * Cut the packet to what is quoted. A packet that was encapsulated before cannot be cut; it is
- * quoted as far as the IP length of the answer says. False where that would leave a GSO packet.
+ * quoted as far as the IP length of the answer says. False where that would leave a GSO packet: cutting,
+ * even to the same length, makes it an ordinary one.
  */
 static __always_inline bool trim(struct __sk_buff *skb, __u32 quoted)
 {
-	if (skb->len <= ETH_HLEN + quoted)
+	if (!skb->gso_size && skb->len <= ETH_HLEN + quoted)
 		return true;
 	return !bpf_skb_change_tail(skb, ETH_HLEN + quoted, 0) || !skb->gso_size;
 }
@@ -149,7 +150,7 @@ static __always_inline int error_v4(struct __sk_buff *skb, struct context *ctx, 
 
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || !may_quote_v4(skb, &ip))
 		return TC_ACT_SHOT;
-	if (quoted > QUOTE_V4 || skb->gso_size)
+	if (quoted > QUOTE_V4)
 		quoted = QUOTE_V4;
 	if (!trim(skb, quoted))
 		return drop(skb, REASON_ICMP_FAILED);
@@ -217,7 +218,7 @@ static __always_inline int error_v6(struct __sk_buff *skb, struct context *ctx, 
 
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || !may_quote_v6(skb, &ip))
 		return TC_ACT_SHOT;
-	if (quoted > QUOTE_V6 || skb->gso_size)
+	if (quoted > QUOTE_V6)
 		quoted = QUOTE_V6;
 	if (!trim(skb, quoted))
 		return drop(skb, REASON_ICMP_FAILED);

@@ -70,6 +70,8 @@ type node struct {
 	maps *maps.Maps
 	bed  *bed
 	plan *plan.Plan
+
+	preset bpf.LaceContext // what the stages find of an earlier one
 }
 
 // bed is a namespace with the interfaces of the fixture.
@@ -359,7 +361,11 @@ func (n *node) counters() (out [bpf.LaceReasonREASON_MAX]uint64) {
 
 func (n *node) clearContexts() {
 	n.t.Helper()
-	must(n.t, n.coll.Maps["contexts"].Put(uint32(0), make([]bpf.LaceContext, ebpf.MustPossibleCPU())))
+	all := make([]bpf.LaceContext, ebpf.MustPossibleCPU())
+	for i := range all {
+		all[i] = n.preset
+	}
+	must(n.t, n.coll.Maps["contexts"].Put(uint32(0), all))
 }
 
 // context is what the stages handed on, on the processor that ran them.
@@ -368,7 +374,7 @@ func (n *node) context() bpf.LaceContext {
 	var all []bpf.LaceContext
 	must(n.t, n.coll.Maps["contexts"].Lookup(uint32(0), &all))
 	for _, c := range all {
-		if c != (bpf.LaceContext{}) {
+		if c != n.preset {
 			return c
 		}
 	}
