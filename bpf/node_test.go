@@ -331,14 +331,25 @@ func skContext(ifindex int, gso uint32) []byte {
 
 func (n *node) run(in input) result {
 	n.t.Helper()
+	r, err := n.try(in)
+	must(n.t, err)
+	return r
+}
+
+// try is run, where the kernel may refuse the packet: newer ones take none that is shorter than its IP header.
+func (n *node) try(in input) (result, error) {
+	n.t.Helper()
 	before := n.counters()
 	n.clearContexts()
 	r := result{out: make([]byte, len(in.frame)+512)}
 	opts := &ebpf.RunOptions{Data: in.frame, DataOut: r.out, Context: skContext(n.bed.index[in.dev], in.gso)}
-	must(n.t, n.bed.in(func() (err error) {
+	err := n.bed.in(func() (err error) {
 		r.verdict, err = n.coll.Programs[in.program].Run(opts)
 		return err
-	}))
+	})
+	if err != nil {
+		return r, err
+	}
 	r.out = opts.DataOut
 	for i, after := range n.counters() {
 		for range after - before[i] {
@@ -346,7 +357,7 @@ func (n *node) run(in input) result {
 		}
 	}
 	r.ctx = n.context()
-	return r
+	return r, nil
 }
 
 func (n *node) counters() (out [bpf.LaceReasonREASON_MAX]uint64) {
@@ -416,4 +427,15 @@ func must(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// setMAC gives an interface of the bed another address.
+func (b *bed) setMAC(dev int, mac plan.MAC) error {
+	return b.in(func() error {
+		l, err := netlink.LinkByIndex(b.index[dev])
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetHardwareAddr(l, mac[:])
+	})
 }
