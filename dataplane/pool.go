@@ -223,8 +223,8 @@ func (p *pool) full() error {
 			stopped++
 		}
 	}
-	return fmt.Errorf("network %s: the block of node %s (%s) is full: its %d addresses are held by %d running and %d stopped containers and %d sticky names; remove some, or give the network larger blocks",
-		p.network, p.node, blockText(p.block), p.size, running, stopped, sticky)
+	return fmt.Errorf("the block of node %s (%s) is full: its %d addresses are held by %d running and %d stopped containers and %d sticky names; remove some, or give the network larger blocks",
+		p.node, blockText(p.block), p.size, running, stopped, sticky)
 }
 
 func blockText(b topology.Block) string {
