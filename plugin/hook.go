@@ -116,6 +116,11 @@ func (s *receiver) run(ctx context.Context) error {
 func (s *receiver) converse(ctx context.Context, conn *net.UnixConn) {
 	defer conn.Close()
 	m, err := receive(conn)
+	if errors.Is(err, wire.ErrEmpty) {
+		s.log.Debug("a caller of the hook socket said nothing")
+		_ = wire.Write(conn, wire.Answer{Error: err.Error(), Undecided: true}) // it has hung up, as a rule
+		return
+	}
 	if err != nil {
 		s.log.Warn("hook message refused", "error", err)
 		s.answer(conn, wire.Answer{Error: err.Error(), Undecided: true})

@@ -101,7 +101,11 @@ func runBoth(ctx context.Context, d *dataplane.Dataplane, a *plugin.Agent, log *
 	first := <-done
 	tell(sdnotify.Stopping, log)
 	cancel()
-	err := errors.Join(first, <-done)
+	return errors.Join(unlessCancelled(first), unlessCancelled(<-done))
+}
+
+// unlessCancelled drops what only says that the agent was told to stop.
+func unlessCancelled(err error) error {
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
@@ -123,7 +127,8 @@ func tell(state string, log *slog.Logger) {
 	}
 }
 
-// lockAgent makes sure that one agent runs: two would undo each other's work.
+// lockAgent makes sure that one agent runs: two would undo each other's work. The lock is of the kind that
+// agentRuns can look at without taking it, and goes with the process, however that ends.
 func lockAgent(socket string) (*os.File, error) {
 	if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {
 		return nil, fmt.Errorf("make the socket's directory: %w", err)
@@ -133,19 +138,25 @@ func lockAgent(socket string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the agent's lock: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("another agent holds %s: stop it first (systemctl stop lace)", path)
+	err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
+	if err == nil {
+		return f, nil
 	}
-	return f, nil
+	f.Close()
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+		return nil, fmt.Errorf("an agent runs already, it holds %s: stop it first (systemctl stop lace)", path)
+	}
+	return nil, fmt.Errorf("lock %s: %w", path, err)
 }
 
-// agentRuns tells by the lock, without a word to the agent.
+// agentRuns tells by the lock, without a word to the agent and without being in the way of one that starts.
 func agentRuns(socket string) bool {
 	f, err := os.Open(socket + ".lock")
 	if err != nil {
 		return false
 	}
 	defer f.Close()
-	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil
+	held := unix.Flock_t{Type: unix.F_WRLCK}
+	err = unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &held)
+	return err == nil && held.Type != unix.F_UNLCK
 }

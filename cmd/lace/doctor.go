@@ -10,7 +10,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -48,7 +50,7 @@ func runDoctor(_ context.Context, e *env, args []string) error {
 		if !f.ok {
 			mark, well = "MISSING", false
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\n", f.what, mark, f.text)
+		fmt.Fprintf(w, "%s\t%s\t%s\n", f.what, mark, strings.ReplaceAll(f.text, "\n", "\n\t\t"))
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -90,7 +92,7 @@ func hostFindings(e *env, s conf.Settings) []finding {
 		socketFinding("containerd", s.Containerd, "start containerd, or name its socket: containerd = \"…\" in "+conf.DefaultFile),
 		nriFinding(s),
 		agentFinding(s),
-		wrapperFinding(),
+		wrapperFinding(wrapper),
 	}
 }
 
@@ -133,15 +135,25 @@ func nriFinding(s conf.Settings) finding {
 	return finding{"NRI", true, "socket at " + s.NRISocket}
 }
 
+// wrapper is where containerd's shims look for runc first.
 const wrapper = "/opt/containerd/bin/runc"
 
-func wrapperFinding() finding {
-	target, err := os.Readlink(wrapper)
-	switch {
-	case err == nil && filepath.Base(target) == "lace-runc":
-		return finding{"lace-runc", true, wrapper + " leads to " + target}
-	case errors.Is(err, fs.ErrNotExist):
-		return finding{"lace-runc", false, fmt.Sprintf("%s is not there, so nerdctl and ctr do not reach Lace: ln -s /usr/local/bin/lace-runc %s", wrapper, wrapper)}
+// wrapperFinding looks where a container's start would lead.
+func wrapperFinding(path string) finding {
+	target, err := filepath.EvalSymlinks(path)
+	if _, linkErr := os.Readlink(path); errors.Is(err, fs.ErrNotExist) && linkErr == nil {
+		return finding{"lace-runc", false, fmt.Sprintf("%s is a link to nothing: %v; make it one to lace-runc", path, err)}
 	}
-	return finding{"lace-runc", false, fmt.Sprintf("%s is not a link to lace-runc: nerdctl and ctr do not reach Lace unless they name it (--runtime, --runc-binary)", wrapper)}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return finding{"lace-runc", false, fmt.Sprintf("%s is not there, so nerdctl and ctr do not reach Lace: ln -s /usr/local/bin/lace-runc %s", path, path)}
+	case err != nil:
+		return finding{"lace-runc", false, err.Error()}
+	case filepath.Base(target) != "lace-runc":
+		return finding{"lace-runc", false, fmt.Sprintf("%s is not a link to lace-runc: nerdctl and ctr do not reach Lace unless they name it (--runtime, --runc-binary)", path)}
+	}
+	if _, err := exec.LookPath(target); err != nil {
+		return finding{"lace-runc", false, fmt.Sprintf("%s cannot be executed: %v", path, err)}
+	}
+	return finding{"lace-runc", true, path + " leads to " + target}
 }

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/lace-net/lace/conf"
@@ -25,6 +26,7 @@ import (
 type status struct {
 	Node     string          `json:"node"`
 	Topology string          `json:"topology"`
+	Problem  string          `json:"problem,omitempty"` // why the topology file cannot be told of
 	Agent    bool            `json:"agent"`
 	Networks []plan.Network  `json:"networks"`
 	Peers    []peerStatus    `json:"peers"`
@@ -83,11 +85,8 @@ func runStatus(_ context.Context, e *env, args []string) error {
 	return st.print(e.stdout)
 }
 
+// readStatus goes on without a topology that makes sense: what the kernel holds does too.
 func readStatus(e *env, s conf.Settings) (*status, error) {
-	t, err := topology.Load(s.Topology)
-	if err != nil {
-		return nil, err
-	}
 	node, err := nodeName(e, s.Node)
 	if err != nil {
 		return nil, err
@@ -97,18 +96,31 @@ func readStatus(e *env, s conf.Settings) (*status, error) {
 		return nil, err
 	}
 	defer dev.Close()
-	p, err := plan.Build(t, node, nil)
-	if err != nil {
-		return nil, err
-	}
-	st := &status{Node: node, Topology: t.Hash.String(), Agent: agentRuns(s.HookSocket), Networks: p.Networks}
-	if err := st.readPeers(dev, p); err != nil {
+	// Empty lists, not null, for the readers of the JSON.
+	st := &status{Node: node, Agent: agentRuns(s.HookSocket), Networks: []plan.Network{}, Peers: []peerStatus{},
+		Ports: []portStatus{}, Counters: []counterStatus{}}
+	if p, err := st.readTopology(s.Topology); err != nil {
+		st.Problem = err.Error()
+	} else if err := st.readPeers(dev, p); err != nil {
 		return nil, err
 	}
 	if err := st.readPorts(dev); err != nil {
 		return nil, err
 	}
 	return st, st.readCounters(s.BPFFS)
+}
+
+func (st *status) readTopology(file string) (*plan.Plan, error) {
+	t, err := topology.Load(file)
+	if err != nil {
+		return nil, err
+	}
+	p, err := plan.Build(t, st.Node, nil)
+	if err != nil {
+		return nil, err
+	}
+	st.Topology, st.Networks = t.Hash.String(), append(st.Networks, p.Networks...)
+	return p, nil
 }
 
 func (st *status) readPeers(dev *netdev.Handle, p *plan.Plan) error {
@@ -165,7 +177,7 @@ func (st *status) print(out io.Writer) error {
 		agent = "not running: traffic goes on, containers that ask for Lace are refused"
 	}
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	fmt.Fprintf(w, "node\t%s\ntopology\t%s\nagent\t%s\n", st.Node, st.Topology, agent)
+	fmt.Fprintf(w, "node\t%s\ntopology\t%s\nagent\t%s\n", st.Node, cmp.Or(st.Topology, indented(st.Problem)), agent)
 	fmt.Fprintf(w, "\nNETWORK\tID\tSID\tGATEWAYS\n")
 	for _, n := range st.Networks {
 		fmt.Fprintf(w, "%s\t%d\t%s\t%v\n", n.Name, n.ID, n.SID, n.Gateways)
@@ -196,6 +208,9 @@ func (p peerStatus) hop() string {
 	}
 	return "point to point"
 }
+
+// indented keeps the lines of a text in the column behind the first.
+func indented(s string) string { return strings.ReplaceAll(s, "\n", "\n\t") }
 
 func text(a netip.Addr) string {
 	if !a.IsValid() {

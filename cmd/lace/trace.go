@@ -7,9 +7,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/netip"
 	"path/filepath"
 	"time"
@@ -50,6 +52,19 @@ func (f traceFilter) takes(t *traced) bool {
 		(f.port == 0 || f.port == uint(t.Flow.SrcPort) || f.port == uint(t.Flow.DstPort))
 }
 
+// check refuses what no event could ever have, before anybody waits for it.
+func (f traceFilter) check(flags *flag.FlagSet, count int) error {
+	switch {
+	case f.reason != "" && !maps.KnownReason(f.reason):
+		return usagef(flags, "there is no reason %q; docs/reasons.md lists them", f.reason)
+	case f.port > math.MaxUint16:
+		return usagef(flags, "there is no port %d; the highest is %d", f.port, math.MaxUint16)
+	case count < 0:
+		return usagef(flags, "%d events cannot be shown; leave --count away to go on until interrupted", count)
+	}
+	return nil
+}
+
 var errEnough = errors.New("as many events as were asked for")
 
 func runTrace(ctx context.Context, e *env, args []string) error {
@@ -66,8 +81,8 @@ func runTrace(ctx context.Context, e *env, args []string) error {
 	if err := parseFlags(flags, args, 0); err != nil {
 		return err
 	}
-	if filter.reason != "" && !maps.KnownReason(filter.reason) {
-		return usagef(flags, "there is no reason %q; docs/reasons.md lists them", filter.reason)
+	if err := filter.check(flags, *count); err != nil {
+		return err
 	}
 	s, err := agentSettings("trace", []string{"--config", *file})
 	if err != nil {

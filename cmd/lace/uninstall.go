@@ -35,7 +35,7 @@ func runUninstall(_ context.Context, e *env, args []string) error {
 			return err
 		}
 		if n > 0 {
-			return fmt.Errorf("%d containers are attached and would lose their network: stop them, or use --force", n)
+			return fmt.Errorf("attached containers would lose their network (%d of them): stop them, or use --force", n)
 		}
 	}
 	if err := dataplane.Remove(s.BPFFS, log); err != nil {

@@ -105,6 +105,9 @@ type Result struct {
 // ErrTooLarge is returned for a message of more than MaxMessage bytes.
 var ErrTooLarge = fmt.Errorf("message is larger than %d bytes", MaxMessage)
 
+// ErrEmpty is returned where the peer said nothing at all.
+var ErrEmpty = errors.New("message is empty")
+
 // Read decodes one JSON value of at most MaxMessage bytes from r, which has to end after it.
 func Read(r io.Reader, v any) error {
 	b, err := io.ReadAll(io.LimitReader(r, MaxMessage+1))
@@ -114,7 +117,7 @@ func Read(r io.Reader, v any) error {
 	case len(b) > MaxMessage:
 		return ErrTooLarge
 	case len(b) == 0:
-		return errors.New("message is empty")
+		return ErrEmpty
 	}
 	return json.Unmarshal(b, v)
 }
