@@ -89,7 +89,10 @@ func (d *Dataplane) wire(ctx context.Context, n *topology.Network, l *lease, r R
 	if err != nil {
 		return nil, err
 	}
-	if err := d.leaveOther(r.Container, n.ID); err != nil {
+	if err := d.checkMAC(port); err != nil {
+		return nil, err
+	}
+	if err := d.leaveOther(port); err != nil {
 		return nil, err
 	}
 	spec := netdev.PortSpec{Port: port, Netns: r.Netns, MTU: d.podMTU}
@@ -110,30 +113,39 @@ func (d *Dataplane) wire(ctx context.Context, n *topology.Network, l *lease, r R
 	return c, nil
 }
 
-// leaveOther takes a container out of another network that it was in.
-func (d *Dataplane) leaveOther(id string, network topology.NetworkID) error {
-	c := d.containers[id]
-	if c == nil || c.NetworkID == network {
+// checkMAC refuses a MAC address that another container of the network has: the bridge could not tell them apart.
+func (d *Dataplane) checkMAC(p plan.Port) error {
+	for id, c := range d.containers {
+		if id != p.Container && c.NetworkID == p.NetworkID && c.MAC == p.MAC {
+			return fmt.Errorf("MAC address %s is taken by container %s: ask for another one, or none", p.MAC, id)
+		}
+	}
+	return nil
+}
+
+// leaveOther takes away what the container had in another network or under another interface name: that goes first,
+// as its MAC address may be the same.
+func (d *Dataplane) leaveOther(p plan.Port) error {
+	c := d.containers[p.Container]
+	if c == nil || c.HostIf == p.HostIf && c.NetworkID == p.NetworkID {
 		return nil
 	}
 	err := d.unwire(c)
-	d.release(c.NetworkID, c.lease)
+	if c.NetworkID != p.NetworkID {
+		d.release(c.NetworkID, c.lease)
+	}
 	return err
 }
 
-// replace takes away an earlier wiring of the container that is not the same as c.
+// replace forgets an earlier wiring of the container's interface that is not the same as c.
 func (d *Dataplane) replace(c *container) error {
 	old := d.containers[c.Container]
 	if old == nil || old.ifindex == c.ifindex && old.V4 == c.V4 && old.V6 == c.V6 && old.MAC == c.MAC {
 		return nil
 	}
-	delete(d.containers, c.Container)
 	old.lease.running = false
-	err := d.forget(old)
-	if old.HostIf != c.HostIf {
-		err = errors.Join(err, d.dev.DeletePort(old.HostIf))
-	}
-	return err
+	delete(d.containers, c.Container)
+	return d.forget(old)
 }
 
 func (d *Dataplane) connect(ctx context.Context, c *container, spec netdev.PortSpec) error {
