@@ -139,7 +139,8 @@ func checkWishes(t *testing.T, n *node) {
 	}
 	c.reaches(t, c.port.Gateway4)
 	c.reaches(t, c.port.Gateway6)
-	same := n.run(t, "same", "other", withIPs("10.40.1.77"))
+	refused(t, n, n.newContainer(t, "twin"), "backend", "MAC address 02:01:02:03:04:05 is taken", func(w *wish) { w.MAC = mac })
+	same := n.run(t, "same", "other", withIPs("10.40.1.77"), func(w *wish) { w.MAC = mac })
 	if same.port.V4 != c.port.V4 {
 		t.Errorf("another network's %s is not free", c.port.V4)
 	}
@@ -275,6 +276,22 @@ func checkForeignInterfaces(t *testing.T, n *node) {
 	}
 	must(t, n.LinkDel(n.link(t, name)))
 	c.attach(t, "backend")
+}
+
+// TestForeignBridge leaves a bridge of somebody else's with the name of Lace's as it is.
+func TestForeignBridge(t *testing.T) {
+	n := newBed(t, bedOptions{nodes: 1, prepare: func(b *bed) {
+		must(t, b.nodes[0].LinkAdd(&netlink.Bridge{LinkAttrs: attrs("laceb100")}))
+	}}).nodes[0]
+	index := n.link(t, "laceb100").Attrs().Index
+	refused(t, n, n.newContainer(t, "c"), "backend", "laceb100")
+	other := n.run(t, "other", "other") // the other network works
+	other.reaches(t, other.port.Gateway4)
+	n.stop()
+	n.uninstall()
+	if l := n.link(t, "laceb100"); l.Attrs().Index != index || l.Attrs().Alias != "" {
+		t.Errorf("the host's own laceb100 became %+v", l.Attrs())
+	}
 }
 
 // checkReserved keeps addresses for containers that do not run.

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -185,10 +186,13 @@ func TestRawUplink(t *testing.T) {
 func newTun(t *testing.T, n *node, address string) int {
 	t.Helper()
 	must(t, n.LinkDel(n.link(t, uplink)))
+	// A device file of its own: where nothing has used the module yet, /dev has none.
+	file := filepath.Join(t.TempDir(), "tun")
+	must(t, unix.Mknod(file, unix.S_IFCHR|0o600, int(unix.Mkdev(10, 200))))
 	fd := -1
 	must(t, n.do(func() (err error) {
-		if fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
-			return fmt.Errorf("open /dev/net/tun: %w", err)
+		if fd, err = unix.Open(file, unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+			return fmt.Errorf("open the tun device: %w", err)
 		}
 		ifr, err := unix.NewIfreq("tun0")
 		if err != nil {
