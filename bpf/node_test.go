@@ -14,7 +14,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/lace-net/lace/bpf"
@@ -76,23 +75,23 @@ type node struct {
 
 // bed is a namespace with the interfaces of the fixture.
 type bed struct {
-	ns    netns.NsHandle
 	index [devices]int
 	mac   [devices]plan.MAC // of the interfaces themselves
+	work  chan func()       // done one after the other on a thread in the namespace
 }
 
 func newBed(t testing.TB) *bed {
 	t.Helper()
 	needRoot(t)
-	b := &bed{}
-	must(t, onThread(func() (err error) {
-		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return err
+	b := &bed{work: make(chan func())}
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		for f := range b.work {
+			f()
 		}
-		b.ns, err = netns.Get()
-		return err
-	}))
-	t.Cleanup(func() { b.ns.Close() })
+	}()
+	t.Cleanup(func() { close(b.work) })
+	must(t, b.in(func() error { return unix.Unshare(unix.CLONE_NEWNET) }))
 	must(t, b.in(b.makeDevices))
 	return b
 }
@@ -115,23 +114,10 @@ func (b *bed) makeDevices() error {
 	return nil
 }
 
-// onThread calls f on a thread that is thrown away after it.
-func onThread(f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		done <- f()
-	}()
-	return <-done
-}
-
 func (b *bed) in(f func() error) error {
-	return onThread(func() error {
-		if err := netns.Set(b.ns); err != nil {
-			return err
-		}
-		return f()
-	})
+	done := make(chan error)
+	b.work <- func() { done <- f() }
+	return <-done
 }
 
 // locatorOf is the locator of a node, under the block 5f00:1ace::/32 (/16 for short locators).
