@@ -122,7 +122,7 @@ func writeJSON(path string, v any) error {
 
 // print shows the medians and the paired ratios with their quartiles.
 func (r *record) print(w io.Writer, rows []row) {
-	fmt.Fprintf(w, "%s; IPv%d, wire %q, %s samples, all on one CPU; median of paired ratios [quartiles]\n\n",
+	fmt.Fprintf(w, "%s; IPv%d, wire %q, %s samples, on one CPU; median of paired ratios [quartiles]\n\n",
 		r.Host, r.Family, r.Wire, r.Sample)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, m := range r.Metrics {

@@ -19,8 +19,13 @@ const (
 	quiet         = 150 * time.Millisecond // without a packet the sample is over
 )
 
-// servePackets counts the packets of one sample, which ends when none comes any more.
+// servePackets counts the packets of one sample, which ends when none comes any more. It is the one
+// process that runs on another CPU: what it does with a packet is the same for every way that the packet came, and would
+// hide the way. The way itself, up to the socket, stays on the sender's CPU.
 func servePackets(addr netip.AddrPort, _ time.Duration, ready func()) (tally, error) {
+	if err := moveToSink(); err != nil {
+		return tally{}, err
+	}
 	s, err := newSocket(addr, unix.SOCK_DGRAM)
 	if err != nil {
 		return tally{}, err
