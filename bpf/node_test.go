@@ -82,6 +82,14 @@ type bed struct {
 
 func newBed(t testing.TB) *bed {
 	t.Helper()
+	b := newSpace(t)
+	must(t, b.in(b.makeDevices))
+	return b
+}
+
+// newSpace is a bed without interfaces.
+func newSpace(t testing.TB) *bed {
+	t.Helper()
 	needRoot(t)
 	b := &bed{work: make(chan func())}
 	go func() {
@@ -92,7 +100,6 @@ func newBed(t testing.TB) *bed {
 	}()
 	t.Cleanup(func() { close(b.work) })
 	must(t, b.in(func() error { return unix.Unshare(unix.CLONE_NEWNET) }))
-	must(t, b.in(b.makeDevices))
 	return b
 }
 
