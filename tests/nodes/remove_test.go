@@ -28,7 +28,7 @@ func TestRemove(t *testing.T) {
 		n.route(t, "203.0.113.0/24", "198.51.100.9", "br9")
 		must(t, n.NeighAdd(&netlink.Neigh{LinkIndex: n.link(t, uplink).Attrs().Index, IP: []byte("\xfd\x00\x00\x0a\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x63"),
 			State: netlink.NUD_PERMANENT, HardwareAddr: []byte{2, 0, 0, 0, 0, 0x63}}))
-		before = n.dump()
+		before = n.settledDump(t)
 	}})
 	n := b.nodes[0]
 	x, y := n.run(t, "x", "backend"), b.nodes[1].run(t, "y", "backend")
@@ -54,6 +54,20 @@ func TestRemove(t *testing.T) {
 	n.start() // and from the beginning
 	again := n.run(t, "again", "backend")
 	checkPings(t, again, y)
+}
+
+// settledDump is the dump once the kernel has done what it does a little later: link-local addresses, local routes.
+func (n *namespace) settledDump(t *testing.T) []string {
+	t.Helper()
+	last, same := n.dump(), 0
+	until(t, "the kernel's tables come to rest", func() bool {
+		now := n.dump()
+		if same++; !slices.Equal(last, now) {
+			last, same = now, 0
+		}
+		return same >= 25
+	})
+	return last
 }
 
 // dump is a namespace's links, addresses, routes, rules, kept neighbours and ingress filters as text. Left out are what changes by

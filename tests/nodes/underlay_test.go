@@ -3,10 +3,10 @@
 package nodes
 
 import (
-	"bytes"
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -229,9 +229,7 @@ func TestForeignRouteToALocator(t *testing.T) {
 	if len(routes) != 1 || routes[0].Gw.String() != "fd00:a::99" {
 		t.Errorf("the routes to the peer's locator are %v", routes)
 	}
-	if !bytes.Contains([]byte(b.nodes[0].log.String()), []byte("5f00:1ace:2::/48")) {
-		t.Errorf("the agent does not say so:\n%s", b.nodes[0].log.String())
-	}
+	until(t, "the agent says so", func() bool { return strings.Contains(b.nodes[0].log.String(), "5f00:1ace:2::/48") })
 	x, y := b.nodes[0].run(t, "x", "backend"), b.nodes[1].run(t, "y", "backend")
 	checkPings(t, x, y) // the programs do not need the route
 }
