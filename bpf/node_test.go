@@ -353,12 +353,15 @@ func (n *node) try(in input) (result, error) {
 	return r, nil
 }
 
+// counters reads the table itself, row by row that there is a reason for: it is done around each packet.
 func (n *node) counters() (out [bpf.LaceReasonREASON_MAX]uint64) {
 	n.t.Helper()
-	counters, err := n.maps.Counters()
-	must(n.t, err)
-	for _, c := range counters {
-		out[c.Reason] = c.Packets
+	var perCPU []bpf.LaceCounter
+	for i := range out {
+		must(n.t, n.coll.Maps["counters"].Lookup(uint32(i), &perCPU))
+		for _, c := range perCPU {
+			out[i] += c.Packets
+		}
 	}
 	return out
 }
