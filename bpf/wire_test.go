@@ -86,6 +86,7 @@ func raise(t testing.TB, b *bed, name string) (l netlink.Link) {
 // tunnels carries packets between two TUN interfaces.
 func (w *wire) tunnels(hosts []*bed) (links [2]netlink.Link) {
 	w.t.Helper()
+	makeTunNode(w.t)
 	var files [2]*os.File
 	for i, host := range hosts {
 		tun := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "up0"}, Mode: netlink.TUNTAP_MODE_TUN, NonPersist: true, Queues: 1,
@@ -112,6 +113,18 @@ func (w *wire) tunnels(hosts []*bed) (links [2]netlink.Link) {
 	go carry(files[0], files[1])
 	go carry(files[1], files[0])
 	return links
+}
+
+// makeTunNode makes the device that brings the module in, in the VM, which has no udev.
+func makeTunNode(t *testing.T) {
+	t.Helper()
+	if os.Getenv("LACE_VM") == "" {
+		return
+	}
+	must(t, os.MkdirAll("/dev/net", 0o755))
+	if err := unix.Mknod("/dev/net/tun", unix.S_IFCHR|0o600, int(unix.Mkdev(10, 200))); err != nil && !errors.Is(err, os.ErrExist) {
+		t.Fatalf("make /dev/net/tun: %v", err)
+	}
 }
 
 func (w *wire) side(number int, host *bed, up netlink.Link, o options) *side {

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,8 +18,6 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
-
-var beds atomic.Int32
 
 // bed is a network namespace with a bpffs of its own: a node, as far as programs and pins go.
 type bed struct {
