@@ -255,16 +255,20 @@ func (a *agent) listen(out io.Reader) {
 		}
 		a.deliver(got)
 	}
-	a.cmd.Wait()
+	if err := a.cmd.Wait(); err != nil {
+		fmt.Fprintf(a.log, "the process ended: %v\n", err)
+	}
 	close(a.ended)
 }
 
 func (a *agent) deliver(got answer) {
 	if got.ID == 0 {
+		if got.Error != "" {
+			fmt.Fprintf(a.log, "error: %s\n", got.Error)
+		}
 		select {
 		case a.ready <- got:
 		default:
-			fmt.Fprintf(a.log, "ended: %s\n", got.Error)
 		}
 		return
 	}

@@ -3,8 +3,10 @@
 package nodes
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -183,7 +185,7 @@ func TestRawUplink(t *testing.T) {
 }
 
 // newTun makes tun0, the only way to the underlay: the switch's addresses go.
-func newTun(t *testing.T, n *node, address string) int {
+func newTun(t *testing.T, n *node, address string) *os.File {
 	t.Helper()
 	must(t, n.LinkDel(n.link(t, uplink)))
 	// A device file of its own: where nothing has used the module yet, /dev has none.
@@ -191,7 +193,7 @@ func newTun(t *testing.T, n *node, address string) int {
 	must(t, unix.Mknod(file, unix.S_IFCHR|0o600, int(unix.Mkdev(10, 200))))
 	fd := -1
 	must(t, n.do(func() (err error) {
-		if fd, err = unix.Open(file, unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+		if fd, err = unix.Open(file, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err != nil {
 			return fmt.Errorf("open the tun device: %w", err)
 		}
 		ifr, err := unix.NewIfreq("tun0")
@@ -201,21 +203,24 @@ func newTun(t *testing.T, n *node, address string) int {
 		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
 		return unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
 	}))
-	t.Cleanup(func() { unix.Close(fd) })
+	tun := os.NewFile(uintptr(fd), "tun0")
+	t.Cleanup(func() { tun.Close() })
 	must(t, n.LinkSetUp(n.link(t, "tun0")))
 	n.give(t, "tun0", address+"/64")
-	return fd
+	return tun
 }
 
 // pump carries packets from one device to the other until one of them is closed.
-func pump(from, to int) {
+func pump(from, to *os.File) {
 	b := make([]byte, 1<<16)
 	for {
-		n, err := unix.Read(from, b)
-		if err != nil {
+		n, err := from.Read(b)
+		if errors.Is(err, os.ErrClosed) {
 			return
 		}
-		unix.Write(to, b[:n])
+		if err == nil { // one that is down, or full, loses the packet as a wire does
+			to.Write(b[:n])
+		}
 	}
 }
 
