@@ -2,10 +2,7 @@
 
 package main
 
-import (
-	"context"
-	"strings"
-)
+import "context"
 
 // laceL3 is Lace: the agent's data plane on both nodes, an L3 network between two containers.
 var laceL3 = kind{name: "lace-l3", build: func(_ context.Context, b *bed) error { return buildLace(b, "reduced") }}
@@ -26,6 +23,3 @@ func buildLace(b *bed, encapsulation string) error {
 	}
 	return nil
 }
-
-// isLace says whether the bed runs Lace.
-func (k kind) isLace() bool { return strings.HasPrefix(k.name, "lace-") }

@@ -84,3 +84,13 @@ func last(set *unix.CPUSet) int {
 func cores() string {
 	return strings.TrimSpace(os.Getenv(pinnedOf) + " cores")
 }
+
+// load is what else the machine does: its load average over the last minute.
+func load() (float64, error) {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return 0, fmt.Errorf("read how busy the machine is: %w", err)
+	}
+	first, _, _ := strings.Cut(string(b), " ")
+	return strconv.ParseFloat(first, 64)
+}

@@ -14,6 +14,7 @@ import (
 type record struct {
 	Host     string                          `json:"host"`
 	Date     string                          `json:"date"`
+	Load     float64                         `json:"load"` // average before the run
 	Family   int                             `json:"family"`
 	Wire     string                          `json:"wire"`
 	Sample   string                          `json:"sample"`
@@ -31,6 +32,20 @@ func newRecord(opt options) *record {
 		Programs: map[string][]float64{}, Attach: map[int][]float64{}}
 }
 
+// busy is the load from which on a machine has too much else to do for figures of any worth.
+const busy = 1.0
+
+// noteLoad records what else runs, and warns.
+func (l *lab) noteLoad(rec *record) (err error) {
+	if rec.Load, err = load(); err != nil {
+		return err
+	}
+	if rec.Load >= busy {
+		l.log("the load is %.1f: something else runs on this machine, so the figures will say little", rec.Load)
+	}
+	return nil
+}
+
 // tries bounds how often a sample that failed is taken again.
 const tries = 3
 
@@ -38,6 +53,9 @@ const tries = 3
 // that what the machine does besides hits all beds alike.
 func (l *lab) measure(ctx context.Context) (*record, error) {
 	rec := newRecord(l.opt)
+	if err := l.noteLoad(rec); err != nil {
+		return nil, err
+	}
 	for _, m := range rec.Metrics {
 		rec.Samples[m] = map[string][]float64{}
 	}
@@ -75,9 +93,9 @@ func (l *lab) round(ctx context.Context, rec *record) error {
 	return nil
 }
 
-// measurePrograms runs the programs of the first Lace bed, with its maps as they are.
+// measurePrograms runs the programs on the bed of Lace, with its maps as they are.
 func (l *lab) measurePrograms(rec *record) error {
-	i := slices.IndexFunc(l.beds, func(b *bed) bool { return b.isLace() })
+	i := slices.IndexFunc(l.beds, func(b *bed) bool { return b.name == laceL3.name })
 	if i < 0 {
 		return nil
 	}

@@ -23,6 +23,7 @@ type options struct {
 	cpu     int           // everything runs on this one; -1: the last
 	out     string        // the rows, as JSON
 	raw     string        // every sample, as JSON; empty: not written
+	doc     string        // Markdown that holds the table between two marks; empty: none
 
 	runs     int           // of each program in a round
 	attaches int           // that are timed for each population
@@ -57,6 +58,7 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	fs.IntVar(&opt.cpu, "cpu", -1, "`number` of the CPU that everything runs on; -1: the last")
 	fs.StringVar(&opt.out, "out", "bench/latest.json", "`file` for the rows")
 	fs.StringVar(&opt.raw, "raw", "", "`file` for every sample; empty: not written")
+	fs.StringVar(&opt.doc, "doc", "", "Markdown `file` whose table is replaced; empty: none")
 	fs.StringVar(&opt.lace, "lace", "bin/lace", "`binary` of the agent, whose memory is measured")
 	fs.BoolVar(&smoke, "smoke", false, "two short rounds: shows that all of it works, measures nothing")
 	if err := fs.Parse(args); err != nil {
@@ -99,6 +101,9 @@ func (o options) check(rest []string) error {
 	}
 	if o.sample < 50*time.Millisecond || o.sample > time.Minute {
 		return usagef("--sample %s is out of range; give 50ms to 1m", o.sample)
+	}
+	if len(o.metrics) == 1 && o.wants(metricPrograms) && !slices.Contains(o.beds, laceL3.name) {
+		return usagef("%s is measured on bed %s; add it to --beds", metricPrograms, laceL3.name)
 	}
 	if o.wants(metricAttach) {
 		return executable(o.lace)

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -101,17 +102,48 @@ func (r *record) publish(opt options, stdout io.Writer) error {
 			return err
 		}
 	}
-	r.print(stdout, rows)
-	return nil
+	table := new(bytes.Buffer)
+	r.print(table, rows)
+	if opt.doc != "" {
+		if err := replaceTable(opt.doc, table.String()); err != nil {
+			return err
+		}
+	}
+	_, err := stdout.Write(table.Bytes())
+	return err
 }
 
-// writeJSON replaces the file in one step, so that a reader never sees half of it.
+// The marks around the table in a Markdown file.
+const (
+	tableBegin = "<!-- bench: the table below is written by `scripts/bench --doc` -->\n```\n"
+	tableEnd   = "```\n<!-- bench: end -->\n"
+)
+
+// replaceTable puts the table between the marks of a Markdown file.
+func replaceTable(path, table string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("put the table into %s: %w", path, err)
+	}
+	before, rest, begins := strings.Cut(string(b), tableBegin)
+	_, after, ends := strings.Cut(rest, tableEnd)
+	if !begins || !ends {
+		return fmt.Errorf("put the table into %s: it lacks the lines %q and %q", path, tableBegin, tableEnd)
+	}
+	return writeFile(path, []byte(before+tableBegin+table+tableEnd+after))
+}
+
 func writeJSON(path string, v any) error {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
-	if err := os.WriteFile(path+".new", append(b, '\n'), 0o644); err != nil {
+	return writeFile(path, append(b, '\n'))
+}
+
+// writeFile replaces the file in one step, so that a reader never sees half of it.
+func writeFile(path string, b []byte) error {
+	if err := os.WriteFile(path+".new", b, 0o644); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	if err := os.Rename(path+".new", path); err != nil {
@@ -122,8 +154,8 @@ func writeJSON(path string, v any) error {
 
 // print shows the medians and the paired ratios with their quartiles.
 func (r *record) print(w io.Writer, rows []row) {
-	fmt.Fprintf(w, "%s; IPv%d, wire %q, %s samples, on one CPU; median of paired ratios [quartiles]\n\n",
-		r.Host, r.Family, r.Wire, r.Sample)
+	fmt.Fprintf(w, "%s, load %.1f before; IPv%d, wire %q, %s samples on one CPU; median of paired ratios [quartiles]\n\n",
+		r.Host, r.Load, r.Family, r.Wire, r.Sample)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, m := range r.Metrics {
 		r.printMetric(t, metricNamed(m), rows)

@@ -157,6 +157,7 @@ func TestRefusesBadFlags(t *testing.T) {
 		"--rounds 0":                "--rounds 0 is out of range",
 		"--sample 1ms":              "--sample 1ms is out of range",
 		"--metrics attach --lace /": "--lace / is no program",
+		"--metrics ns --beds bare":  "ns is measured on bed lace-l3",
 		"--metrics rr now":          `unexpected argument "now"`,
 		"--metrics rr --cpu x":      `invalid value "x" for flag -cpu`,
 	} {
