@@ -83,13 +83,6 @@ func (c *capture) all() [][]byte {
 	return c.frames[:len(c.frames):len(c.frames)]
 }
 
-// clear forgets the frames so far.
-func (c *capture) clear() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.frames = nil
-}
-
 // count is how many frames match.
 func (c *capture) count(match func([]byte) bool) int {
 	n := 0

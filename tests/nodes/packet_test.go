@@ -111,15 +111,14 @@ func arp(operation int, senderMAC [6]byte, sender netip.Addr, targetMAC [6]byte,
 
 // outer is what of a frame on the underlay is Lace's: an IPv6 header and perhaps a routing header.
 type outer struct {
-	class     byte
-	label     uint32
-	length    int
-	next      byte // behind the routing header
-	hops      byte
-	src, dst  netip.Addr
-	srh       []byte // 24 bytes, or nil
-	inner     []byte
-	truncated bool
+	class    byte
+	label    uint32
+	length   int
+	next     byte // behind the routing header
+	hops     byte
+	src, dst netip.Addr
+	srh      []byte // 24 bytes, or nil
+	inner    []byte
 }
 
 // parseOuter reads a frame with an IPv6 packet; false for others.
