@@ -109,6 +109,9 @@ func (n *node) cri(p pod) *guest {
 	id := n.must("crictl", "create", sandbox, container, file)
 	n.must("crictl", "start", id)
 	g := &guest{node: n, namespace: "k8s.io", id: sandbox, prefix: []string{"crictl", "exec", id}}
+	if p.hostNetwork {
+		return g // its addresses are the node's
+	}
 	return g.look()
 }
 

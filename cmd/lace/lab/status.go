@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"text/tabwriter"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -80,20 +81,35 @@ func Start(lab, node string) error {
 
 // Kill ends a program of a node the hard way, for a test of what happens then. The pid in the node's
 // file is one of the node's own PID namespace and means another process outside, so it is read and
-// used inside.
+// used inside. Kill returns when the node's first process has seen the end, so that Start finds it.
 func Kill(lab, node, program string) error {
 	if known := []string{agentProgram, containerdProgram}; !slices.Contains(known, program) {
 		return fmt.Errorf("no program %q to end; there are %q", program, known)
 	}
 	status, err := Exec(lab, node, Command{
-		Args:   []string{"/bin/sh", "-c", "kill -KILL \"$(cat " + pidPath(program) + ")\""},
+		Args:   []string{"/bin/sh", "-c", killScript, "sh", pidPath(program)},
 		Stdout: os.Stdout, Stderr: os.Stderr,
 	})
-	if err == nil && status != 0 {
+	switch {
+	case err != nil:
+		return err
+	case status == killTooSlow:
+		return fmt.Errorf("%s of node %q has not ended %v after SIGKILL", program, node, killWait)
+	case status != 0:
 		return fmt.Errorf("%s of node %q does not run: nothing to end", program, node)
 	}
-	return err
+	return nil
 }
+
+// killScript ends the process whose pid is in the file $1, and waits for killWait until it is that no longer.
+var killScript = fmt.Sprintf(`pid=$(cat "$1") && kill -KILL "$pid" || exit 1
+tries=%d
+while [ "$(cat "$1" 2>/dev/null)" = "$pid" ]; do
+	[ $((tries -= 1)) -gt 0 ] || exit %d
+	sleep 0.02
+done`, killWait/(20*time.Millisecond), killTooSlow)
+
+const killTooSlow = 3
 
 // Logs copies the log of a program of a node: "agent", "containerd", or "node" for its first process.
 func Logs(lab, node, program string, w io.Writer) error {
