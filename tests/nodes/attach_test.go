@@ -359,3 +359,32 @@ func TestAttachedOverAgents(t *testing.T) {
 	next := n.run(t, "next", "backend", withIPs(ends.port.V4.String()))
 	next.reaches(t, stays.port.V4)
 }
+
+// TestNetworkLeavesTopology starts an agent whose topology no longer has the network of a container that runs.
+func TestNetworkLeavesTopology(t *testing.T) {
+	b := newBed(t, bedOptions{nodes: 1})
+	n := b.nodes[0]
+	stays, a, z := n.run(t, "stays", "backend"), n.run(t, "a", "other"), n.run(t, "z", "other")
+	a.reaches(t, z.port.V4)
+	n.stop()
+	b.topology, _, _ = strings.Cut(b.topology, "[network.other]")
+	n.start()
+	if err := a.ping(z.port.V4, 56, onePing); err == nil {
+		t.Error("a network that is no more carries traffic")
+	}
+	stays.reaches(t, stays.port.Gateway4)
+	refused(t, n, a, "other", "not in the topology")
+	_, err := n.agent.call(order{Do: "retain", Live: []string{stays.id, z.id}})
+	must(t, err)
+	if links := n.portLinks(t); len(links) != 2 { // one that runs keeps its interface
+		t.Errorf("of three containers one ended; interfaces %q", links)
+	}
+	if _, err := n.LinkByName("laceb200"); err == nil {
+		t.Error("the network's bridge is still there")
+	}
+	_, err = n.agent.call(order{Do: "retain", Live: []string{stays.id}})
+	must(t, err)
+	if links := n.portLinks(t); len(links) != 1 {
+		t.Errorf("of three containers two ended; interfaces %q", links)
+	}
+}
