@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lace-net/lace/dataplane/plan"
+	"github.com/lace-net/lace/dataplane/trace"
+	"github.com/lace-net/lace/plugin"
+)
+
+func writeFile(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestFlagsComeBeforeTheFile(t *testing.T) {
+	file := writeFile(t, "lace.toml", "node = \"of-file\"\nbpffs = \"/of/file\"\nlog-level = \"warn\"\n")
+	s, err := agentSettings("agent", []string{"--bpffs", "/of/flag", "--config", file, "--log-level", "debug"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Node != "of-file" || s.BPFFS != "/of/flag" || s.LogLevel != slog.LevelDebug || s.HookSocket != "/run/lace/lace.sock" {
+		t.Errorf("got %+v", s)
+	}
+	for args, want := range map[string]string{
+		"--config /nowhere/lace.toml": "no such file",
+		"--log-level loud":            "invalid value",
+		"now":                         "unexpected argument",
+		"--nod x":                     "not defined",
+	} {
+		if _, err := agentSettings("agent", strings.Fields(args)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", args, err, want)
+		}
+	}
+}
+
+func TestOneAgentHoldsTheLock(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "run", "lace.sock")
+	if agentRuns(socket) {
+		t.Error("an agent runs before there is a lock")
+	}
+	lock, err := lockAgent(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !agentRuns(socket) {
+		t.Error("the agent that holds the lock does not run")
+	}
+	if _, err := lockAgent(socket); err == nil || !strings.Contains(err.Error(), "an agent runs already, it holds "+socket+".lock") {
+		t.Errorf("the second agent gets %v", err)
+	}
+	lock.Close()
+	if agentRuns(socket) {
+		t.Error("an agent runs after the end of the only one")
+	}
+}
+
+// Whoever looks whether an agent runs must not be taken for one.
+func TestLooksDoNotKeepAnAgentFromStarting(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "lace.sock")
+	ctx, cancel := context.WithCancel(t.Context())
+	var lookers sync.WaitGroup
+	for range 4 {
+		lookers.Go(func() {
+			for ctx.Err() == nil {
+				agentRuns(socket)
+			}
+		})
+	}
+	for range 200 {
+		lock, err := lockAgent(socket)
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		lock.Close()
+	}
+	cancel()
+	lookers.Wait()
+}
+
+func TestLockIsNoLink(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Symlink(writeFile(t, "precious", "x"), filepath.Join(dir, "lace.sock.lock")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockAgent(filepath.Join(dir, "lace.sock")); err == nil || !strings.Contains(err.Error(), "open the agent's lock") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestOnlyTheEndIsNoError(t *testing.T) {
+	failed := errors.New("failed")
+	for _, tt := range []struct{ err, want error }{
+		{nil, nil}, {context.Canceled, nil}, {fmt.Errorf("watch: %w", context.Canceled), nil}, {failed, failed},
+	} {
+		if got := unlessCancelled(tt.err); got != tt.want {
+			t.Errorf("%v becomes %v", tt.err, got)
+		}
+	}
+}
+
+func TestSeamKeepsWhatItCarries(t *testing.T) {
+	r := plugin.Request{Container: "default/a", Name: "web", Network: "backend", IPs: []netip.Addr{netip.MustParseAddr("10.40.1.7")},
+		MAC: []byte{2, 0, 0, 0, 0, 1}, Sticky: true, Netns: "/proc/1/ns/net", IfName: "eth0"}
+	got := request(r)
+	if got.Container != r.Container || got.Name != r.Name || got.Network != r.Network || got.IPs[0] != r.IPs[0] || !got.Sticky ||
+		got.MAC != (plan.MAC{2, 0, 0, 0, 0, 1}) || got.Netns != r.Netns || got.IfName != r.IfName {
+		t.Errorf("got %+v", got)
+	}
+	if request(plugin.Request{}).MAC != (plan.MAC{}) {
+		t.Error("no MAC became one")
+	}
+	if host(netip.Addr{}).IsValid() || host(netip.MustParseAddr("fd40::1")).String() != "fd40::1/128" {
+		t.Error("an address does not stand alone on its interface")
+	}
+}
+
+func TestDoctorFollowsTheLinkOfRunc(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	for name, mode := range map[string]os.FileMode{"lace-runc": 0o755, "other": 0o755} {
+		if err := os.WriteFile(path(name), []byte("#!/bin/sh\n"), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(path("plain"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path("plain/lace-runc"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, target := range map[string]string{"right": "lace-runc", "twice": "right", "foreign": "other", "dangling": "nothing", "unfit": "plain/lace-runc"} {
+		if err := os.Symlink(path(target), path(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]string{
+		"right": "leads to", "twice": "leads to", "foreign": "is not a link to lace-runc", "other": "is not a link to lace-runc",
+		"dangling": "is a link to nothing", "absent": "is not there", "unfit": "cannot be executed",
+	} {
+		f := wrapperFinding(path(name))
+		if !strings.Contains(f.text, want) || f.ok != (want == "leads to") {
+			t.Errorf("%s: %+v, want %q", name, f, want)
+		}
+	}
+}
+
+func TestStatusPrints(t *testing.T) {
+	st := &status{
+		Node: "edge-1", Topology: "abc", Agent: true,
+		Peers: []peerStatus{
+			{Name: "near", Locator: "l", Gateway: netip.MustParseAddr("fd00:a::2"), MAC: "02:00:00:00:00:01"},
+			{Name: "silent", Locator: "l", Gateway: netip.MustParseAddr("fd00:a::3")},
+			{Name: "raw", Locator: "l"}, {Name: "lost", Locator: "l", Problem: "no route"},
+		},
+		Ports: []portStatus{{Container: "default/a", Network: "six", V6: netip.MustParseAddr("fd60::2"), HostIf: "lace0", MTU: 1460}},
+	}
+	var out bytes.Buffer
+	if err := st.print(&out); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"topology  abc", "agent     running", "near    l        fd00:a::2 02:00:00:00:00:01",
+		"fd00:a::3 (not resolved yet)", "raw     l        point to point", "lost    l        no route", "default/a  six      -     fd60::2  lace0      1460"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("want %q in\n%s", want, out.String())
+		}
+	}
+	out.Reset()
+	if err := (&status{Problem: "f:1: one\nf:2: two"}).print(&out); err != nil || !strings.Contains(out.String(), "topology  f:1: one\n          f:2: two\n") {
+		t.Errorf("%v\n%s", err, out.String())
+	}
+}
+
+func event() *traced {
+	return &traced{Time: time.Unix(0, 0).UTC(), Reason: "no_route", Container: "default/a", Name: "web", Network: "backend", Interface: "lace0", Length: 84,
+		Flow: trace.Flow{Protocol: "tcp", Src: netip.MustParseAddr("10.40.1.7"), Dst: netip.MustParseAddr("10.99.0.1"), SrcPort: 40000, DstPort: 80}}
+}
+
+func TestTraceFilters(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		filter traceFilter
+		takes  bool
+	}{
+		{"none", traceFilter{}, true},
+		{"network", traceFilter{network: "backend"}, true},
+		{"other network", traceFilter{network: "staging"}, false},
+		{"name", traceFilter{container: "web"}, true},
+		{"id", traceFilter{container: "default/a"}, true},
+		{"other name", traceFilter{container: "db"}, false},
+		{"reason", traceFilter{reason: "no_route"}, true},
+		{"other reason", traceFilter{reason: "too_big"}, false},
+		{"source", traceFilter{address: netip.MustParseAddr("10.40.1.7")}, true},
+		{"destination", traceFilter{address: netip.MustParseAddr("10.99.0.1")}, true},
+		{"other address", traceFilter{address: netip.MustParseAddr("10.40.1.8")}, false},
+		{"source port", traceFilter{port: 40000}, true},
+		{"destination port", traceFilter{port: 80}, true},
+		{"other port", traceFilter{port: 81}, false},
+		{"all must hold", traceFilter{network: "backend", port: 81}, false},
+	} {
+		if got := tt.filter.takes(event()); got != tt.takes {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+	}
+}
+
+func TestTracePrints(t *testing.T) {
+	var out bytes.Buffer
+	e := event()
+	e.Missed = 3
+	if err := e.print(&out, false); err != nil {
+		t.Fatal(err)
+	}
+	e.Container = ""
+	if err := e.print(&out, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"00:00:00.000000  no_route              web (backend)  ", "84 bytes\n", "3 more were not told", "uplink lace0"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("want %q in\n%s", want, out.String())
+		}
+	}
+	out.Reset()
+	if err := event().print(&out, true); err != nil || !json.Valid(out.Bytes()) || strings.Count(out.String(), "\n") != 1 {
+		t.Errorf("%v, %s", err, out.String())
+	}
+}
+
+func TestTraceRefusesWhatNothingPasses(t *testing.T) {
+	for args, want := range map[string]string{
+		"--reason no_rout": `there is no reason "no_rout"`,
+		"--port 65536":     "there is no port 65536; the highest is 65535",
+		"--count -1":       "-1 events cannot be shown",
+		"--address x":      "invalid value",
+		"web":              `unexpected argument "web"`,
+	} {
+		var usage *usageError
+		if err := runTrace(t.Context(), hostEnv(), strings.Fields(args)); !errors.As(err, &usage) || !strings.Contains(usage.problem, want) {
+			t.Errorf("lace trace %s: got %v, want %q", args, err, want)
+		}
+	}
+}
