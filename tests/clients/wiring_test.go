@@ -75,12 +75,15 @@ func transfer(server *guest, clients ...*guest) {
 }
 
 // TestWiredBeforeItsFirstInstruction lets the very first instruction of twenty containers a client look at
-// eth0 and speak to another node.
+// eth0 and speak to another node. The container judges, by its status: on a busy machine nerdctl may lose the output
+// of one that ends at once.
 func TestWiredBeforeItsFirstInstruction(t *testing.T) {
 	b := up(t, threeNodes)
 	far := b.node("edge-2").ctr("far", backend)
 	n := b.node("edge-1")
-	first := []string{"sh", "-c", fmt.Sprintf("ip -o addr show eth0 && ping -q -c 1 -W 5 %s && ping -q -c 1 -W 5 %s", far.v4, far.v6)}
+	first := []string{"sh", "-c", fmt.Sprintf(
+		"set -e; ip -o addr show eth0 >/tmp/eth0; grep -q ' inet 10\\.40\\.1\\.' /tmp/eth0; grep -q ' inet6 fd40:0:0:1:' /tmp/eth0; ping -q -c 1 -W 5 %s; ping -q -c 1 -W 5 %s",
+		far.v4, far.v6)}
 	for client, line := range map[string]func(i int) []string{
 		"nerdctl": func(int) []string { return nerdctlRun(labels(backend), append([]string{"--rm", image}, first...)...) },
 		"ctr": func(i int) []string {
@@ -90,9 +93,8 @@ func TestWiredBeforeItsFirstInstruction(t *testing.T) {
 		b.sub(client, func(b *bed) {
 			inParallel(20, 4, func(i int) {
 				s := n.with(b.t).node("edge-1").try(line(i)...)
-				v4, v6, err := addressesIn(s.out)
-				if s.status != 0 || err != nil || !v4.IsValid() || !v6.IsValid() {
-					b.t.Errorf("container %d: status %d, %v\n%s\n%s", i, s.status, err, s.out, s.err)
+				if s.status != 0 {
+					b.t.Errorf("container %d: status %d\n%s\n%s", i, s.status, s.out, s.err)
 				}
 			})
 		})
