@@ -74,6 +74,9 @@ func errorRows() []row {
 		answer("about an echo request", icmp(a4, nowhere4, 8, 0, make([]byte, 4)), noRoute, 3, 13, 0),
 		answer("about an echo request, IPv6", icmp(a6, nowhere6, 128, 0, make([]byte, 4)), noRoute, 1, 1, 0),
 	}
+	stale := func(n *node) { n.preset = bpf.LaceContext{IcmpMtu: 1234, IcmpType: 9, IcmpCode: 9} }
+	rows = append(rows, with(answer("after a packet that was too big", odd4, hop, 11, 0, 0), stale, false),
+		with(answer("after a packet that was too big, IPv6", odd6, hop, 3, 0, 0), stale, false))
 	for name, p := range quietPackets(nowhere4, nowhere6) {
 		rows = append(rows, row{name: "no answer " + name, frame: fromA(p), verdict: shot, reason: noRoute})
 	}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"net"
 	"os"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/lace-net/lace/bpf"
 	"github.com/lace-net/lace/dataplane/plan"
+	"github.com/lace-net/lace/topology"
 )
 
 // side is a node with one container, podA, as real interfaces.
@@ -348,6 +350,15 @@ func TestReenter(t *testing.T) {
 		p.src, p.dst, p.hops = p.dst, p.src, 62
 		w.one.receives(ethIP(macA, plan.GatewayMAC, p.bytes()))
 	})
+	t.Run("by the kernel's neighbour", func(t *testing.T) {
+		w := newWire(t, options{}, false)
+		w.two.asksKernel(w.one)
+		p := udp(a4, far4, 1, 2, 33)
+		attach(t, w.two.pod, w.two.eth0, reflector(t, macOf(2, podA), 26, 4))
+		w.one.send(fromA(p))
+		p.src, p.dst, p.hops = p.dst, p.src, 62
+		w.one.receives(ethIP(macA, plan.GatewayMAC, p.bytes()))
+	})
 	t.Run("GSO", func(t *testing.T) {
 		w := newWire(t, options{}, false)
 		attach(t, w.two.pod, w.two.eth0, reflector(t, macOf(2, podA), 26, 4))
@@ -356,6 +367,33 @@ func TestReenter(t *testing.T) {
 		w.one.send(append(segmented(54, 1000), fromA(tcp(a4, far4, 4000))...))
 		w.two.counts(before, bpf.LaceReasonREASON_ENCAP_NESTED, 1)
 	})
+}
+
+// asksKernel makes the node look in the kernel's tables for the way to the other one, as it does when
+// the agent has not vouched for its own.
+func (s *side) asksKernel(other *side) {
+	s.t.Helper()
+	s.nexthops(nexthop{known: false})
+	up := s.uplink.Attrs().Index
+	locator := other.locator()
+	must(s.t, s.bed.in(func() error {
+		dst := &net.IPNet{IP: locator.Addr().AsSlice(), Mask: net.CIDRMask(locator.Bits(), 128)}
+		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: up, Dst: dst}); err != nil {
+			return err
+		}
+		return netlink.NeighAdd(&netlink.Neigh{LinkIndex: up, IP: locator.SID(topology.EndDT46, backend).AsSlice(),
+			HardwareAddr: nexthopDst[:], State: netlink.NUD_PERMANENT, Family: unix.AF_INET6})
+	}))
+}
+
+// TestNeighbour sends by the kernel's own tables.
+func TestNeighbour(t *testing.T) {
+	w := newWire(t, options{}, false)
+	w.one.asksKernel(w.two)
+	for _, p := range []ip{udp(a4, far4, 1, 2, 33), udp(a6, far6, 1, 2, 33)} {
+		w.one.send(fromA(p))
+		w.two.receives(ethIP(macOf(2, podA), plan.GatewayMAC, afterHop(p)))
+	}
 }
 
 // segmented is a struct virtio_net_hdr: TCP over IPv4, to be cut to size, checksum still to be made.
