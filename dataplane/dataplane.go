@@ -268,7 +268,7 @@ func (d *Dataplane) beat() error {
 }
 
 // attachAll puts the programs of this agent in place of older ones, everywhere. Where one fails the others are
-// committed all the same: their tail calls would else end with this process.
+// committed all the same: Commit keeps the older tail calls of an interface that could not get the new program.
 func (d *Dataplane) attachAll() error {
 	keep := map[int]bool{}
 	var errs []error

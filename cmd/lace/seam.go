@@ -8,7 +8,6 @@ import (
 	"net/netip"
 
 	"github.com/lace-net/lace/dataplane"
-	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/plugin"
 )
 
@@ -60,11 +59,9 @@ func request(r plugin.Request) dataplane.Request {
 func result(p dataplane.Port) plugin.Result {
 	return plugin.Result{
 		IfName: p.IfName, V4: host(p.V4), V6: host(p.V6), Gateway4: p.Gateway4, Gateway6: p.Gateway6,
-		MAC: net.HardwareAddr(macBytes(p.MAC)), MTU: p.MTU,
+		MAC: net.HardwareAddr(p.MAC[:]), MTU: p.MTU,
 	}
 }
-
-func macBytes(m plan.MAC) []byte { return m[:] }
 
 // host is an address as it stands on a container's interface: alone, everything else is behind the gateway.
 func host(a netip.Addr) netip.Prefix {
