@@ -30,9 +30,10 @@ const (
 )
 
 type LaceBlockKey struct {
-	_           structs.HostLayout
-	NetworkBits uint32
-	Prefix      struct {
+	_      structs.HostLayout
+	Scope  uint32
+	Bits   uint32
+	Prefix struct {
 		_  structs.HostLayout
 		U8 [16]uint8
 	}
@@ -42,6 +43,22 @@ type LaceBudget struct {
 	_      structs.HostLayout
 	Tokens int64
 	Stamp  uint64
+}
+
+type LaceCollection struct {
+	_        structs.HostLayout
+	Now      uint32
+	Pressure uint32
+	All      uint32
+	Network  uint32
+	Addr     struct {
+		_  structs.HostLayout
+		U8 [16]uint8
+	}
+	Entries   uint32
+	Collected uint32
+	States    [5]uint32
+	Pad       uint32
 }
 
 type LaceConfig struct {
@@ -58,19 +75,22 @@ type LaceConfig struct {
 		_  structs.HostLayout
 		U8 [6]uint8
 	}
-	Pad2 [6]uint8
+	Pad2     [6]uint8
+	Timeouts LaceTimeouts
 }
 
 type LaceContext struct {
-	_       structs.HostLayout
-	Network uint32
-	Ifindex uint32
-	Peer    uint32
-	Dst     struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
-	Source struct {
+	_          structs.HostLayout
+	Key        LaceFlowKey
+	Generation uint32
+	Network    uint32
+	Line       uint32
+	Traffic    uint32
+	Ifindex    uint32
+	Peer       uint32
+	Seq        uint32
+	Ack        uint32
+	Source     struct {
 		_  structs.HostLayout
 		U8 [16]uint8
 	}
@@ -78,8 +98,11 @@ type LaceContext struct {
 		_  structs.HostLayout
 		U8 [16]uint8
 	}
-	Bits [4]uint8
-	Mac  struct {
+	Back struct {
+		_  structs.HostLayout
+		U8 [16]uint8
+	}
+	Mac struct {
 		_  structs.HostLayout
 		U8 [6]uint8
 	}
@@ -87,12 +110,19 @@ type LaceContext struct {
 	L3Len    uint16
 	V4       uint8
 	Tos      uint8
+	Tcp      uint8
+	Kind     uint8
+	Known    uint8
+	Reply    uint8
+	Underlay uint8
+	Srh      uint8
 	IcmpType uint8
 	IcmpCode uint8
 	IcmpMtu  uint16
 	Nd       uint8
 	Raw      uint8
-	Pad      [4]uint8
+	Stage    uint8
+	Pad      uint8
 	_        [2]byte
 }
 
@@ -113,12 +143,38 @@ type LaceEndpoint struct {
 }
 
 type LaceEndpointKey struct {
-	_       structs.HostLayout
-	Network uint32
-	Addr    struct {
+	_     structs.HostLayout
+	Scope uint32
+	Addr  struct {
 		_  structs.HostLayout
 		U8 [16]uint8
 	}
+}
+
+type LaceEvent struct {
+	_          structs.HostLayout
+	Time       uint64
+	Reason     uint32
+	Ifindex    uint32
+	Len        uint32
+	Missed     uint32
+	Network    uint32
+	To         uint32
+	Line       uint32
+	Peer       uint32
+	Generation uint32
+	Output     uint32
+	Sid        struct {
+		_  structs.HostLayout
+		U8 [16]uint8
+	}
+	Mtu      uint16
+	HeadLen  uint16
+	Verdict  uint8
+	Stage    uint8
+	Ethernet uint8
+	Pad      uint8
+	Head     [128]uint8
 }
 
 type LaceEventBudget struct {
@@ -127,6 +183,112 @@ type LaceEventBudget struct {
 	Tokens uint32
 	Missed uint32
 }
+
+type LaceFlow struct {
+	_          structs.HostLayout
+	Packets    uint64
+	Bytes      uint64
+	Since      uint32
+	Seen       uint32
+	Generation uint32
+	Network    uint32
+	Line       uint32
+	Counter    uint32
+	Ifindex    uint32
+	Peer       uint32
+	Seq        uint32
+	Ack        uint32
+	Sid        struct {
+		_  structs.HostLayout
+		U8 [16]uint8
+	}
+	Source struct {
+		_  structs.HostLayout
+		U8 [16]uint8
+	}
+	Mac struct {
+		_  structs.HostLayout
+		U8 [6]uint8
+	}
+	Mtu   uint16
+	State uint8
+	Flags uint8
+	Pad   [6]uint8
+}
+
+type LaceFlowFlags uint32
+
+const (
+	LaceFlowFlagsFLOW_REPLY    LaceFlowFlags = 1
+	LaceFlowFlagsFLOW_UNDERLAY LaceFlowFlags = 2
+	LaceFlowFlagsFLOW_PICKED   LaceFlowFlags = 4
+	LaceFlowFlagsFLOW_FIN      LaceFlowFlags = 8
+)
+
+type LaceFlowKey struct {
+	_       structs.HostLayout
+	Network uint32
+	Src     struct {
+		_  structs.HostLayout
+		U8 [16]uint8
+	}
+	Dst struct {
+		_  structs.HostLayout
+		U8 [16]uint8
+	}
+	Sport    uint16
+	Dport    uint16
+	Protocol uint8
+	Pad      [3]uint8
+}
+
+type LaceFlowState uint32
+
+const (
+	LaceFlowStateFLOW_NEW         LaceFlowState = 0
+	LaceFlowStateFLOW_ANSWERED    LaceFlowState = 1
+	LaceFlowStateFLOW_ESTABLISHED LaceFlowState = 2
+	LaceFlowStateFLOW_CLOSING     LaceFlowState = 3
+	LaceFlowStateFLOW_CLOSED      LaceFlowState = 4
+	LaceFlowStateFLOW_STATES      LaceFlowState = 5
+)
+
+type LaceFragment struct {
+	_     structs.HostLayout
+	Sport uint16
+	Dport uint16
+	Seen  uint32
+}
+
+type LaceFragmentKey struct {
+	_       structs.HostLayout
+	Network uint32
+	Id      uint32
+	Src     struct {
+		_  structs.HostLayout
+		U8 [16]uint8
+	}
+	Dst struct {
+		_  structs.HostLayout
+		U8 [16]uint8
+	}
+	Protocol uint32
+}
+
+type LaceNetwork struct {
+	_       structs.HostLayout
+	Flags   uint32
+	Line    uint32
+	Traffic uint32
+	Bits4   [4]uint8
+	Bits6   [4]uint8
+}
+
+type LaceNetworkFlags uint32
+
+const (
+	LaceNetworkFlagsNETWORK_LOCAL LaceNetworkFlags = 1
+)
 
 type LaceNexthop struct {
 	_       structs.HostLayout
@@ -154,6 +316,37 @@ type LacePeer struct {
 	_       structs.HostLayout
 	Index   uint32
 	Network uint32
+	Sid4    struct {
+		_  structs.HostLayout
+		U8 [16]uint8
+	}
+	Sid6 struct {
+		_  structs.HostLayout
+		U8 [16]uint8
+	}
+}
+
+type LacePeerKey struct {
+	_       structs.HostLayout
+	Locator uint64
+	Slot    uint32
+	Pad     uint32
+}
+
+type LacePeering struct {
+	_       structs.HostLayout
+	Network uint32
+	Line    uint32
+}
+
+type LacePeeringKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Scope     uint32
+	Addr      struct {
+		_  structs.HostLayout
+		U8 [16]uint8
+	}
 }
 
 type LacePort struct {
@@ -174,13 +367,12 @@ type LacePort struct {
 	}
 	V4       uint32
 	Gateway4 uint32
-	Bits4    [4]uint8
-	Bits6    [4]uint8
+	Traffic  uint32
+	Mtu      uint16
 	Mac      struct {
 		_  structs.HostLayout
 		U8 [6]uint8
 	}
-	Mtu uint16
 }
 
 type LacePortFlags uint32
@@ -189,6 +381,12 @@ const (
 	LacePortFlagsPORT_HAS_V4 LacePortFlags = 1
 	LacePortFlagsPORT_HAS_V6 LacePortFlags = 2
 )
+
+type LacePortKey struct {
+	_       structs.HostLayout
+	Ifindex uint32
+	Slot    uint32
+}
 
 type LaceQuote struct {
 	_     structs.HostLayout
@@ -224,7 +422,7 @@ const (
 	LaceReasonREASON_UNKNOWN_FUNCTION     LaceReason = 23
 	LaceReasonREASON_UNKNOWN_NETWORK      LaceReason = 24
 	LaceReasonREASON_SID_TAIL             LaceReason = 25
-	LaceReasonREASON_NETWORK_MISMATCH     LaceReason = 26
+	LaceReasonREASON_NO_PEERING           LaceReason = 26
 	LaceReasonREASON_WRONG_PAYLOAD        LaceReason = 27
 	LaceReasonREASON_SEGMENTS_LEFT        LaceReason = 28
 	LaceReasonREASON_ROUTING_HEADER       LaceReason = 29
@@ -237,8 +435,19 @@ const (
 	LaceReasonREASON_ICMP_FAILED          LaceReason = 36
 	LaceReasonREASON_ICMP_LIMITED         LaceReason = 37
 	LaceReasonREASON_STAGE_MISSING        LaceReason = 38
-	LaceReasonREASON_MAX                  LaceReason = 39
+	LaceReasonREASON_CONNTRACK_FULL       LaceReason = 39
+	LaceReasonREASON_NO_FLOW              LaceReason = 40
+	LaceReasonREASON_FRAGMENT_UNKNOWN     LaceReason = 41
+	LaceReasonREASON_FRAGMENT_TINY        LaceReason = 42
+	LaceReasonREASON_NO_NETWORK           LaceReason = 43
+	LaceReasonREASON_MAX                  LaceReason = 44
 )
+
+type LaceRefusalKey struct {
+	_       structs.HostLayout
+	Network uint32
+	Reason  uint32
+}
 
 type LaceStage uint32
 
@@ -248,44 +457,71 @@ const (
 	LaceStageSTAGE_DELIVER_DECAPSULATED LaceStage = 2
 	LaceStageSTAGE_GATEWAY              LaceStage = 3
 	LaceStageSTAGE_ERROR                LaceStage = 4
-	LaceStageSTAGE_MAX                  LaceStage = 5
+	LaceStageSTAGE_ENTRY                LaceStage = 5
+	LaceStageSTAGE_MAX                  LaceStage = 6
+)
+
+type LaceTimeouts struct {
+	_              structs.HostLayout
+	TcpOpening     uint32
+	TcpEstablished uint32
+	TcpClosing     uint32
+	TcpClosed      uint32
+	UdpNew         uint32
+	Udp            uint32
+	Icmp           uint32
+	Other          uint32
+}
+
+type LaceVerdict uint32
+
+const (
+	LaceVerdictVERDICT_STEP    LaceVerdict = 0
+	LaceVerdictVERDICT_PASSED  LaceVerdict = 1
+	LaceVerdictVERDICT_REFUSED LaceVerdict = 2
+	LaceVerdictVERDICT_ENDED   LaceVerdict = 3
 )
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	LaceMapBlocks                    = "blocks"
-	LaceMapBudgets                   = "budgets"
-	LaceMapContexts                  = "contexts"
-	LaceMapCounters                  = "counters"
-	LaceMapEndpoints                 = "endpoints"
-	LaceMapEventBudgets              = "event_budgets"
-	LaceMapEvents                    = "events"
-	LaceMapHeartbeat                 = "heartbeat"
-	LaceMapNetworks                  = "networks"
-	LaceMapNexthops                  = "nexthops"
-	LaceMapNodeConfig                = "node_config"
-	LaceMapPeers                     = "peers"
-	LaceMapPorts                     = "ports"
-	LaceMapQuotes                    = "quotes"
-	LaceMapStages                    = "stages"
-	LaceProgPodL3                    = "pod_l3"
-	LaceProgProbeDecap               = "probe_decap"
-	LaceProgProbeEmpty               = "probe_empty"
-	LaceProgStageDeliver             = "stage_deliver"
-	LaceProgStageDeliverDecapsulated = "stage_deliver_decapsulated"
-	LaceProgStageError               = "stage_error"
-	LaceProgStageGateway             = "stage_gateway"
-	LaceProgStageRoute               = "stage_route"
-	LaceProgUplink                   = "uplink"
-	LaceProgUplinkRaw                = "uplink_raw"
-	LaceVarBlockFlagsInBtf           = "block_flags_in_btf"
-	LaceVarDecapByFlags              = "decap_by_flags"
-	LaceVarNexthopFlagsInBtf         = "nexthop_flags_in_btf"
-	LaceVarPortFlagsInBtf            = "port_flags_in_btf"
-	LaceVarReasonInBtf               = "reason_in_btf"
-	LaceVarStageInBtf                = "stage_in_btf"
+	LaceMapBlocks            = "blocks"
+	LaceMapBudgets           = "budgets"
+	LaceMapContexts          = "contexts"
+	LaceMapCounters          = "counters"
+	LaceMapEndpoints         = "endpoints"
+	LaceMapEventBudgets      = "event_budgets"
+	LaceMapEvents            = "events"
+	LaceMapFlows             = "flows"
+	LaceMapFlowsInitial      = "flows_initial"
+	LaceMapFragments         = "fragments"
+	LaceMapGeneration        = "generation"
+	LaceMapHeartbeat         = "heartbeat"
+	LaceMapNetworks          = "networks"
+	LaceMapNexthops          = "nexthops"
+	LaceMapNodeConfig        = "node_config"
+	LaceMapPeerings          = "peerings"
+	LaceMapPeers             = "peers"
+	LaceMapPorts             = "ports"
+	LaceMapQuotes            = "quotes"
+	LaceMapRefusals          = "refusals"
+	LaceMapStages            = "stages"
+	LaceMapTraffic           = "traffic"
+	LaceProgProbeEmpty       = "probe_empty"
+	LaceVarBlockFlagsInBtf   = "block_flags_in_btf"
+	LaceVarCollectionInBtf   = "collection_in_btf"
+	LaceVarDecapByFlags      = "decap_by_flags"
+	LaceVarEventInBtf        = "event_in_btf"
+	LaceVarExplaining        = "explaining"
+	LaceVarFlowFlagsInBtf    = "flow_flags_in_btf"
+	LaceVarFlowStateInBtf    = "flow_state_in_btf"
+	LaceVarNetworkFlagsInBtf = "network_flags_in_btf"
+	LaceVarNexthopFlagsInBtf = "nexthop_flags_in_btf"
+	LaceVarPortFlagsInBtf    = "port_flags_in_btf"
+	LaceVarReasonInBtf       = "reason_in_btf"
+	LaceVarStageInBtf        = "stage_in_btf"
+	LaceVarVerdictInBtf      = "verdict_in_btf"
 )
 
 // LoadLace returns the embedded CollectionSpec for Lace.
@@ -330,16 +566,7 @@ type LaceSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LaceProgramSpecs struct {
-	PodL3                    *ebpf.ProgramSpec `ebpf:"pod_l3"`
-	ProbeDecap               *ebpf.ProgramSpec `ebpf:"probe_decap"`
-	ProbeEmpty               *ebpf.ProgramSpec `ebpf:"probe_empty"`
-	StageDeliver             *ebpf.ProgramSpec `ebpf:"stage_deliver"`
-	StageDeliverDecapsulated *ebpf.ProgramSpec `ebpf:"stage_deliver_decapsulated"`
-	StageError               *ebpf.ProgramSpec `ebpf:"stage_error"`
-	StageGateway             *ebpf.ProgramSpec `ebpf:"stage_gateway"`
-	StageRoute               *ebpf.ProgramSpec `ebpf:"stage_route"`
-	Uplink                   *ebpf.ProgramSpec `ebpf:"uplink"`
-	UplinkRaw                *ebpf.ProgramSpec `ebpf:"uplink_raw"`
+	ProbeEmpty *ebpf.ProgramSpec `ebpf:"probe_empty"`
 }
 
 // LaceMapSpecs contains maps before they are loaded into the kernel.
@@ -353,14 +580,21 @@ type LaceMapSpecs struct {
 	Endpoints    *ebpf.MapSpec `ebpf:"endpoints"`
 	EventBudgets *ebpf.MapSpec `ebpf:"event_budgets"`
 	Events       *ebpf.MapSpec `ebpf:"events"`
+	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	FlowsInitial *ebpf.MapSpec `ebpf:"flows_initial"`
+	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
+	Generation   *ebpf.MapSpec `ebpf:"generation"`
 	Heartbeat    *ebpf.MapSpec `ebpf:"heartbeat"`
 	Networks     *ebpf.MapSpec `ebpf:"networks"`
 	Nexthops     *ebpf.MapSpec `ebpf:"nexthops"`
 	NodeConfig   *ebpf.MapSpec `ebpf:"node_config"`
+	Peerings     *ebpf.MapSpec `ebpf:"peerings"`
 	Peers        *ebpf.MapSpec `ebpf:"peers"`
 	Ports        *ebpf.MapSpec `ebpf:"ports"`
 	Quotes       *ebpf.MapSpec `ebpf:"quotes"`
+	Refusals     *ebpf.MapSpec `ebpf:"refusals"`
 	Stages       *ebpf.MapSpec `ebpf:"stages"`
+	Traffic      *ebpf.MapSpec `ebpf:"traffic"`
 }
 
 // LaceVariableSpecs contains global variables before they are loaded into the kernel.
@@ -368,11 +602,18 @@ type LaceMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type LaceVariableSpecs struct {
 	BlockFlagsInBtf   *ebpf.VariableSpec `ebpf:"block_flags_in_btf"`
+	CollectionInBtf   *ebpf.VariableSpec `ebpf:"collection_in_btf"`
 	DecapByFlags      *ebpf.VariableSpec `ebpf:"decap_by_flags"`
+	EventInBtf        *ebpf.VariableSpec `ebpf:"event_in_btf"`
+	Explaining        *ebpf.VariableSpec `ebpf:"explaining"`
+	FlowFlagsInBtf    *ebpf.VariableSpec `ebpf:"flow_flags_in_btf"`
+	FlowStateInBtf    *ebpf.VariableSpec `ebpf:"flow_state_in_btf"`
+	NetworkFlagsInBtf *ebpf.VariableSpec `ebpf:"network_flags_in_btf"`
 	NexthopFlagsInBtf *ebpf.VariableSpec `ebpf:"nexthop_flags_in_btf"`
 	PortFlagsInBtf    *ebpf.VariableSpec `ebpf:"port_flags_in_btf"`
 	ReasonInBtf       *ebpf.VariableSpec `ebpf:"reason_in_btf"`
 	StageInBtf        *ebpf.VariableSpec `ebpf:"stage_in_btf"`
+	VerdictInBtf      *ebpf.VariableSpec `ebpf:"verdict_in_btf"`
 }
 
 // LaceObjects contains all objects after they have been loaded into the kernel.
@@ -402,14 +643,21 @@ type LaceMaps struct {
 	Endpoints    *ebpf.Map `ebpf:"endpoints"`
 	EventBudgets *ebpf.Map `ebpf:"event_budgets"`
 	Events       *ebpf.Map `ebpf:"events"`
+	Flows        *ebpf.Map `ebpf:"flows"`
+	FlowsInitial *ebpf.Map `ebpf:"flows_initial"`
+	Fragments    *ebpf.Map `ebpf:"fragments"`
+	Generation   *ebpf.Map `ebpf:"generation"`
 	Heartbeat    *ebpf.Map `ebpf:"heartbeat"`
 	Networks     *ebpf.Map `ebpf:"networks"`
 	Nexthops     *ebpf.Map `ebpf:"nexthops"`
 	NodeConfig   *ebpf.Map `ebpf:"node_config"`
+	Peerings     *ebpf.Map `ebpf:"peerings"`
 	Peers        *ebpf.Map `ebpf:"peers"`
 	Ports        *ebpf.Map `ebpf:"ports"`
 	Quotes       *ebpf.Map `ebpf:"quotes"`
+	Refusals     *ebpf.Map `ebpf:"refusals"`
 	Stages       *ebpf.Map `ebpf:"stages"`
+	Traffic      *ebpf.Map `ebpf:"traffic"`
 }
 
 func (m *LaceMaps) Close() error {
@@ -421,14 +669,21 @@ func (m *LaceMaps) Close() error {
 		m.Endpoints,
 		m.EventBudgets,
 		m.Events,
+		m.Flows,
+		m.FlowsInitial,
+		m.Fragments,
+		m.Generation,
 		m.Heartbeat,
 		m.Networks,
 		m.Nexthops,
 		m.NodeConfig,
+		m.Peerings,
 		m.Peers,
 		m.Ports,
 		m.Quotes,
+		m.Refusals,
 		m.Stages,
+		m.Traffic,
 	)
 }
 
@@ -437,41 +692,30 @@ func (m *LaceMaps) Close() error {
 // It can be passed to LoadLaceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LaceVariables struct {
 	BlockFlagsInBtf   *ebpf.Variable `ebpf:"block_flags_in_btf"`
+	CollectionInBtf   *ebpf.Variable `ebpf:"collection_in_btf"`
 	DecapByFlags      *ebpf.Variable `ebpf:"decap_by_flags"`
+	EventInBtf        *ebpf.Variable `ebpf:"event_in_btf"`
+	Explaining        *ebpf.Variable `ebpf:"explaining"`
+	FlowFlagsInBtf    *ebpf.Variable `ebpf:"flow_flags_in_btf"`
+	FlowStateInBtf    *ebpf.Variable `ebpf:"flow_state_in_btf"`
+	NetworkFlagsInBtf *ebpf.Variable `ebpf:"network_flags_in_btf"`
 	NexthopFlagsInBtf *ebpf.Variable `ebpf:"nexthop_flags_in_btf"`
 	PortFlagsInBtf    *ebpf.Variable `ebpf:"port_flags_in_btf"`
 	ReasonInBtf       *ebpf.Variable `ebpf:"reason_in_btf"`
 	StageInBtf        *ebpf.Variable `ebpf:"stage_in_btf"`
+	VerdictInBtf      *ebpf.Variable `ebpf:"verdict_in_btf"`
 }
 
 // LacePrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to LoadLaceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LacePrograms struct {
-	PodL3                    *ebpf.Program `ebpf:"pod_l3"`
-	ProbeDecap               *ebpf.Program `ebpf:"probe_decap"`
-	ProbeEmpty               *ebpf.Program `ebpf:"probe_empty"`
-	StageDeliver             *ebpf.Program `ebpf:"stage_deliver"`
-	StageDeliverDecapsulated *ebpf.Program `ebpf:"stage_deliver_decapsulated"`
-	StageError               *ebpf.Program `ebpf:"stage_error"`
-	StageGateway             *ebpf.Program `ebpf:"stage_gateway"`
-	StageRoute               *ebpf.Program `ebpf:"stage_route"`
-	Uplink                   *ebpf.Program `ebpf:"uplink"`
-	UplinkRaw                *ebpf.Program `ebpf:"uplink_raw"`
+	ProbeEmpty *ebpf.Program `ebpf:"probe_empty"`
 }
 
 func (p *LacePrograms) Close() error {
 	return _LaceClose(
-		p.PodL3,
-		p.ProbeDecap,
 		p.ProbeEmpty,
-		p.StageDeliver,
-		p.StageDeliverDecapsulated,
-		p.StageError,
-		p.StageGateway,
-		p.StageRoute,
-		p.Uplink,
-		p.UplinkRaw,
 	)
 }
 

@@ -5,14 +5,40 @@
 // here touches a kernel, and the same file always gives the same Topology and Hash.
 package topology
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // Topology is a valid topology file. All slices are sorted by name.
 type Topology struct {
-	Underlay Underlay
-	Nodes    []*Node
-	Networks []*Network
-	Hash     Hash // of the canonical form: comments, order and spelling of the file do not matter
+	Underlay  Underlay
+	Nodes     []*Node
+	Networks  []*Network
+	Peerings  []Peering // sorted by From and To, each pair once
+	Conntrack Conntrack
+	Hash      Hash // of the canonical form: comments, order and spelling of the file do not matter
+}
+
+// Peering lets the containers of one network open flows to those of another. Answers come back by the flow
+// itself; without a peering in the other direction nothing can be opened there. The file's selectors are resolved here: one
+// Peering a pair of networks.
+type Peering struct {
+	From, To string // names of networks
+	Line     int    // of the [[peering]] that says so, the first where several do
+}
+
+// Conntrack bounds what a node remembers of flows.
+type Conntrack struct {
+	Max            int           // flows, both directions of one counted once
+	TCPOpening     time.Duration // idle time of a TCP connection that is not established yet
+	TCPEstablished time.Duration // … that is
+	TCPClosing     time.Duration // … that one side has closed
+	TCPClosed      time.Duration // … that is closed or reset
+	UDPNew         time.Duration // … of a UDP flow that was not answered yet
+	UDP            time.Duration // … that was
+	ICMP           time.Duration // … of an ICMP query
+	Other          time.Duration // … of any other protocol
 }
 
 // Underlay is the routed IPv6 fabric between the nodes.
@@ -57,9 +83,10 @@ type Network struct {
 	Name       string
 	Type       NetworkType
 	ID         NetworkID
-	Subnets    []netip.Prefix // in the order of the file: blocks are counted through them
-	BlockBits4 int            // length of a counted IPv4 block; 0 where there is no IPv4 subnet
-	BlockBits6 int            // … and of an IPv6 block
+	Subnets    []netip.Prefix    // in the order of the file: blocks are counted through them
+	BlockBits4 int               // length of a counted IPv4 block; 0 where there is no IPv4 subnet
+	BlockBits6 int               // … and of an IPv6 block
+	Labels     map[string]string // free words, for the selectors of peerings
 	Line       int
 
 	nodes map[string]*Node // all of the topology, by name

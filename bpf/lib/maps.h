@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The maps. Sizes are upper bounds; the agent writes, the programs read, but for counters,
- * budgets and scratch. Tables of the configuration are not preallocated: memory follows use.
+ * The maps. Sizes are upper bounds; the agent writes, the programs read, but for flows, counters,
+ * budgets and scratch. Tables of the configuration are not preallocated: memory follows use. Their keys name a slot.
  */
 #pragma once
 
+#include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include "types.h"
 #include "reason.h"
+
+#define NETWORKS 1024	  /* that a node may know of, in one slot */
+#define TRAFFIC_REASONS 8 /* room for the reasons of packets that went on */
 
 enum stage {
 	STAGE_ROUTE,
@@ -15,12 +19,22 @@ enum stage {
 	STAGE_DELIVER_DECAPSULATED,
 	STAGE_GATEWAY,
 	STAGE_ERROR,
+	STAGE_ENTRY, /* the entry programs; only events name it */
 	STAGE_MAX,
 };
 
+/* The active generation: the one word whose write makes a topology the one that holds. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} generation SEC(".maps");
+
+/* By slot. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
 	__type(key, __u32);
 	__type(value, struct config);
 } node_config SEC(".maps");
@@ -36,26 +50,25 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 4096);
-	__type(key, __u32);
+	__uint(max_entries, 8192);
+	__type(key, struct port_key);
 	__type(value, struct port);
 } ports SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 8192);
+	__uint(max_entries, 16384);
 	__type(key, struct endpoint_key);
 	__type(value, struct endpoint);
 } endpoints SEC(".maps");
 
-/* The networks that this node has: a set, the value says nothing. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1024);
+	__uint(max_entries, 2 * NETWORKS);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, struct network);
 } networks SEC(".maps");
 
 struct {
@@ -67,20 +80,71 @@ struct {
 } blocks SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 131072);
+	__type(key, struct peering_key);
+	__type(value, struct peering);
+} peerings SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 4096);
-	__type(key, __be64);
+	__uint(max_entries, 8192);
+	__type(key, struct peer_key);
 	__type(value, struct peer);
 } peers SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 4097); /* index 0 is never used */
+	__uint(max_entries, 2 * NEXTHOPS);
 	__type(key, __u32);
 	__type(value, struct nexthop);
 } nexthops SEC(".maps");
 
+/*
+ * Flows. The one inner map is preallocated, so that a new flow never waits for memory and is refused when it is full; the
+ * agent makes it as large as the topology says, and replaces it where that changes.
+ */
+struct flow_table {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 2048);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+} flows_initial SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct flow_table);
+} flows SEC(".maps") = { .values = { [0] = &flows_initial } };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+} fragments SEC(".maps");
+
+/* Packets that went on, by network: number of its counters * TRAFFIC_REASONS + reason. Number 0: none known. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, (NETWORKS + 1) * TRAFFIC_REASONS);
+	__type(key, __u32);
+	__type(value, struct counter);
+} traffic SEC(".maps");
+
+/* Packets that were refused, by network. Full: only the counters below know. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct refusal_key);
+	__type(value, struct counter);
+} refusals SEC(".maps");
+
+/* Packets that were refused, by reason. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, REASON_SLOTS);
@@ -109,7 +173,7 @@ struct {
 	__type(value, struct quote);
 } quotes SEC(".maps");
 
-/* Refused packets, for `lace trace`. Nobody has to read it: a full ring takes no more. */
+/* New flows and refused packets, for `lace trace`. Nobody has to read it: a full ring takes no more. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 18);

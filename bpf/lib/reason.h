@@ -40,7 +40,7 @@ enum reason {
 	REASON_UNKNOWN_FUNCTION, /* SID with a function that is not ours */
 	REASON_UNKNOWN_NETWORK,	 /* SID with a network that this node does not have */
 	REASON_SID_TAIL,	 /* SID with bits behind the network */
-	REASON_NETWORK_MISMATCH, /* outer source and SID name different networks */
+	REASON_NO_PEERING,	 /* outer source and SID name networks that no peering joins */
 	REASON_WRONG_PAYLOAD,	 /* next header does not fit the SID's function */
 	REASON_SEGMENTS_LEFT,	 /* routing header that is not at its end */
 	REASON_ROUTING_HEADER,	 /* routing header of another type or length */
@@ -55,6 +55,13 @@ enum reason {
 	REASON_ICMP_FAILED,   /* an error answer could not be built */
 	REASON_ICMP_LIMITED,  /* too many error answers for this container */
 	REASON_STAGE_MISSING, /* a tail call found no program */
+
+	/* Refused for what is known of flows. */
+	REASON_CONNTRACK_FULL,	   /* the table takes no more flows */
+	REASON_NO_FLOW,		   /* an ICMP error or answer that belongs to no flow */
+	REASON_FRAGMENT_UNKNOWN,   /* a later fragment whose first was not seen */
+	REASON_FRAGMENT_TINY,	   /* a fragment that cuts the transport header (RFC 1858) */
+	REASON_NO_NETWORK,	   /* the container's network is not in the topology any more */
 
 	REASON_MAX,
 };

@@ -18,14 +18,25 @@ struct mac {
 	__u8 u8[6];
 };
 
+/*
+ * Tables of the configuration have two slots. A generation is written to the slot that is not in use, and becomes the
+ * active one with one write of `generation`, whose lowest bit is the slot. The other bits count: with them a flow that was
+ * decided before, under whatever slot, is known as old and decided again.
+ */
+#define SLOT(generation) ((generation) & 1)
+#define SCOPE(network, generation) ((network) | (__u32)SLOT(generation) << 31)
+
+struct port_key {
+	__u32 ifindex; /* of the veth's host end */
+	__u32 slot;
+};
+
 enum port_flags {
 	PORT_HAS_V4 = 1,
 	PORT_HAS_V6 = 2,
 };
 
-#define BLOCK_LENGTHS 4 /* distinct block lengths that one network may have in a family */
-
-/* What a container is and may send; key: interface index of the veth's host end. */
+/* What a container is and may send. */
 struct port {
 	__u32 network;
 	__u32 flags;
@@ -34,14 +45,13 @@ struct port {
 	union addr source; /* outer source of its packets */
 	__be32 v4;
 	__be32 gateway4;
-	__u8 bits4[BLOCK_LENGTHS]; /* lengths of the network's blocks, longest first, 0 ends */
-	__u8 bits6[BLOCK_LENGTHS];
-	struct mac mac;
+	__u32 traffic; /* of its network: see the map */
 	__u16 mtu;
+	struct mac mac;
 };
 
 struct endpoint_key {
-	__u32 network;
+	__u32 scope;
 	union addr addr;
 };
 
@@ -52,9 +62,25 @@ struct endpoint {
 	__u16 mtu;
 };
 
+#define BLOCK_LENGTHS 4 /* distinct block lengths that one network may have in a family */
+
+enum network_flags {
+	NETWORK_LOCAL = 1, /* this node has a block of it */
+};
+
+/* A network that this node has, or that one of those is peered with; key: scope. */
+struct network {
+	__u32 flags;
+	__u32 line;	/* of the topology */
+	__u32 traffic;	/* number of its counters, 1 and up; see the map */
+	__u8 bits4[BLOCK_LENGTHS]; /* lengths of its blocks, longest first, 0 ends; IPv6 bits */
+	__u8 bits6[BLOCK_LENGTHS];
+};
+
 /* A block of addresses; the length is part of the key because the look-up is exact. */
 struct block_key {
-	__u32 network_bits; /* network << 8 | prefix length, in IPv6 bits (96 + n for IPv4) */
+	__u32 scope;
+	__u32 bits; /* prefix length, in IPv6 bits (96 + n for IPv4) */
 	union addr prefix;
 };
 
@@ -68,18 +94,40 @@ struct block {
 	union addr sid;
 };
 
-/* Another node; key: the first 64 bits of its locator. */
-struct peer {
-	__u32 index;
-	__u32 network; /* a router's one network; 0: the outer source tells */
+/* What a network may open flows to beside itself, a longest-prefix trie; scope: the network that opens. */
+struct peering_key {
+	__u32 prefixlen; /* 32 + bits of the address, in IPv6 bits */
+	__u32 scope;
+	union addr addr;
 };
+
+struct peering {
+	__u32 network; /* that the address is in */
+	__u32 line;    /* of the topology */
+};
+
+struct peer_key {
+	__be64 locator; /* its first 64 bits */
+	__u32 slot;
+	__u32 pad;
+};
+
+/* Another node. */
+struct peer {
+	__u32 index;   /* into the nexthops */
+	__u32 network; /* a router's one network; 0: the outer source tells */
+	union addr sid4; /* a router's SIDs; 0: composed of locator and network */
+	union addr sid6;
+};
+
+#define NEXTHOPS 4097 /* of one slot; index 0 is never used */
 
 enum nexthop_flags {
 	NEXTHOP_MAC = 1, /* the MAC addresses below are known */
 	NEXTHOP_RAW = 2, /* the uplink has no Ethernet header */
 };
 
-/* The way to a peer, by peer index. */
+/* The way to a peer; index: slot * NEXTHOPS + peer. */
 struct nexthop {
 	__u32 ifindex; /* 0: no way */
 	__u16 mtu;     /* largest IPv6 packet, outer header included */
@@ -88,7 +136,21 @@ struct nexthop {
 	struct mac src;
 };
 
-/* What holds for the whole node; 64-bit values in network order are compared as they stand. */
+/*
+ * How long a flow may be idle, in ticks of 2^30 ns (1.07 s). RFC 5382 REQ-5, RFC 4787 REQ-5, RFC 5508 REQ-1.
+ */
+struct timeouts {
+	__u32 tcp_opening;     /* not established yet */
+	__u32 tcp_established;
+	__u32 tcp_closing;     /* one side has closed */
+	__u32 tcp_closed;      /* both have, or one has reset it */
+	__u32 udp_new;	       /* not answered yet */
+	__u32 udp;
+	__u32 icmp;
+	__u32 other; /* every other protocol */
+};
+
+/* What holds for the whole node, of one generation; 64-bit values in network order are compared as they stand. */
 struct config {
 	__be64 locator;
 	__be64 locator_mask;
@@ -100,11 +162,18 @@ struct config {
 	__u8 pad;
 	struct mac gateway;
 	__u8 pad2[6];
+	struct timeouts timeouts;
 };
 
 struct counter {
 	__u64 packets;
 	__u64 bytes;
+};
+
+/* Refused packets of a network; network 0: not known when it was refused. */
+struct refusal_key {
+	__u32 network;
+	__u32 reason;
 };
 
 /* Error answers that a container may still be sent; key: interface index. */
@@ -113,44 +182,160 @@ struct budget {
 	__u64 stamp;  /* ns, coarse monotonic clock */
 };
 
+/*
+ * A flow in one direction. Queries of ICMP (echo, timestamp) have the identifier as source port and the
+ * type as destination port; what has no ports has 0. There is one entry for each direction.
+ */
+struct flow_key {
+	__u32 network; /* the sender's */
+	union addr src;
+	union addr dst;
+	__be16 sport;
+	__be16 dport;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+enum flow_state {
+	FLOW_NEW,	  /* one direction has been seen */
+	FLOW_ANSWERED,	  /* TCP: SYN and SYN+ACK */
+	FLOW_ESTABLISHED, /* both directions; TCP: the handshake is complete */
+	FLOW_CLOSING,	  /* TCP: one FIN */
+	FLOW_CLOSED,	  /* TCP: both FINs, or a valid RST */
+	FLOW_STATES,
+};
+
+enum flow_flags {
+	FLOW_REPLY = 1,	   /* against the direction in which the flow was opened */
+	FLOW_UNDERLAY = 2, /* comes in from another node */
+	FLOW_PICKED = 4,   /* TCP: first seen in the middle */
+	FLOW_FIN = 8,	   /* TCP: this direction has closed */
+};
+
+/* Where the packets of a flow go, and what is known of it. 104 bytes. */
+struct flow {
+	__u64 packets;
+	__u64 bytes;
+	__u32 since;	  /* tick: first packet */
+	__u32 seen;	  /* tick: last packet that counts */
+	__u32 generation; /* of the decision, whole value */
+	__u32 network;	  /* the receiver's */
+	__u32 line;	  /* of the topology that lets it pass */
+	__u32 counter;	  /* index into traffic */
+	__u32 ifindex;	  /* host end of the local container; 0: to another node */
+	__u32 peer;	  /* nexthop of that node */
+	__u32 seq;	  /* TCP: sequence number that is due next */
+	__u32 ack;	  /* TCP: last acknowledgement */
+	union addr sid;	  /* outer destination, sent or expected */
+	union addr source; /* UNDERLAY: outer source that was last found good */
+	struct mac mac;	  /* of the local container */
+	__u16 mtu;	  /* largest packet that it takes */
+	__u8 state;
+	__u8 flags;
+	__u8 pad[6];
+};
+
+/* The first fragment of a packet tells the later ones the ports. */
+struct fragment_key {
+	__u32 network;
+	__u32 id;
+	union addr src;
+	union addr dst;
+	__u32 protocol;
+};
+
+struct fragment {
+	__be16 sport;
+	__be16 dport;
+	__u32 seen; /* tick */
+};
+
+/* What a run of the collector is told, and tells. It is the context of a syscall program. */
+struct collection {
+	__u32 now;	   /* in: tick; out: the same */
+	__u32 pressure;	   /* in: 1: closed flows and unanswered ones go early */
+	__u32 all;	   /* in: 1: whatever the age, all that the filter takes */
+	__u32 network;	   /* in: only flows from or to it; 0: any */
+	union addr addr;   /* in: only flows from or to it; 0: any */
+	__u32 entries;	   /* out: entries that stay, both directions of a flow counted */
+	__u32 collected;   /* out: entries that were removed */
+	__u32 states[FLOW_STATES]; /* out: entries that stay, by state */
+	__u32 pad;
+};
+
 /* What the stages hand on, one per CPU. Valid from an entry program to the end of its tail calls. */
 struct context {
-	__u32 network;
-	__u32 ifindex; /* deliver: host end of the local container */
-	__u32 peer;    /* deliver: nexthop of a remote one */
-	union addr dst;
-	union addr source; /* outer source */
-	union addr sid;
-	__u8 bits[BLOCK_LENGTHS]; /* block lengths of the packet's family */
-	struct mac mac;		  /* deliver: of the local container */
-	__u16 mtu;		  /* deliver: largest packet that the local container takes */
-	__u16 l3_len;		  /* bytes from the IP header on */
+	struct flow_key key; /* of the packet; an ICMP error has that of its flow */
+	__u32 generation;
+	__u32 network;	/* the receiver's */
+	__u32 line;
+	__u32 traffic;	/* number of the counters of the network that the container here is in */
+	__u32 ifindex;	/* deliver: host end of the local container */
+	__u32 peer;	/* deliver: nexthop of a remote one; from the underlay: of the sender */
+	__u32 seq;	/* TCP: number that is due after this packet */
+	__u32 ack;
+	union addr source; /* outer source, sent or found */
+	union addr sid;	   /* outer destination, sent or found */
+	union addr back;   /* from the underlay: SID of the way back */
+	struct mac mac;	   /* deliver: of the local container */
+	__u16 mtu;	   /* deliver: largest packet that the local container takes */
+	__u16 l3_len;	   /* bytes from the IP header on */
 	__u8 v4;
 	__u8 tos; /* type of service or traffic class */
+	__u8 tcp; /* flags */
+	__u8 kind; /* enum packet_kind */
+	__u8 known; /* the flow has entries, of an older generation */
+	__u8 reply; /* known: against the direction in which it was opened */
+	__u8 underlay; /* came in from another node */
+	__u8 srh;      /* and has a segment routing header */
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u16 icmp_mtu;
 	__u8 nd;  /* gateway: neighbour discovery */
 	__u8 raw; /* the packet came in without an Ethernet header */
-	__u8 pad[4];
+	__u8 stage; /* where the packet is */
+	__u8 pad;
+};
+
+enum packet_kind {
+	PACKET_WHOLE,
+	PACKET_FIRST_FRAGMENT,
+	PACKET_LATER_FRAGMENT,
+	PACKET_ICMP_ERROR,
 };
 
 #define QUOTE_MAX 1232 /* largest part of a packet that an ICMPv6 error quotes, RFC 4443 2.4 (c) */
 
-#define EVENT_HEAD 128 /* bytes of a refused packet that an event shows */
+#define EVENT_HEAD 128 /* bytes of a packet that an event shows */
 
-/* What is told of a refused packet. */
+enum verdict {
+	VERDICT_STEP,	 /* explain only: the packet came to a stage */
+	VERDICT_PASSED,	 /* a new flow */
+	VERDICT_REFUSED, /* a packet */
+	VERDICT_ENDED,	 /* a packet, and with it the flow that it belongs to */
+};
+
+/* What is told of a new flow or a refused packet. */
 struct event {
 	__u64 time; /* ns, monotonic clock */
 	__u32 reason;
-	__u32 ifindex; /* where it came in */
-	__u32 len;     /* of the packet, from its first header on */
-	__u32 missed;  /* events before this one, on this CPU, that were too many */
+	__u32 ifindex;	/* where it came in */
+	__u32 len;	/* of the packet, from its first header on */
+	__u32 missed;	/* events before this one, on this CPU, that were too many */
+	__u32 network;	/* the sender's; 0: not known */
+	__u32 to;	/* the receiver's; 0: not known */
+	__u32 line;	/* of the topology that decided; 0: none */
+	__u32 peer;	/* node that it goes to, or comes from; 0: neither */
+	__u32 generation; /* whose slot has that peer */
+	__u32 output;	/* interface of the local container that it goes to; 0: none */
+	union addr sid; /* outer destination, sent or found; 0: none */
+	__u16 mtu;	/* explain only: largest packet on the way */
 	__u16 head_len;
+	__u8 verdict;
+	__u8 stage;
 	__u8 ethernet; /* the head begins with an Ethernet header, not with IPv6 */
 	__u8 pad;
 	__u8 head[EVENT_HEAD];
-	__u8 pad2[4];
 };
 
 /* Events that a CPU may still tell. */
@@ -160,17 +345,23 @@ struct event_budget {
 	__u32 missed;
 };
 
-_Static_assert(sizeof(struct event) == 160, "event");
-
 struct quote {
 	__u8 bytes[3 * 512]; /* bpf_csum_diff takes 512 at once */
 };
 
 _Static_assert(sizeof(union addr) == 16, "addr");
-_Static_assert(sizeof(struct port) == 80, "port");
+_Static_assert(sizeof(struct port) == 76, "port");
 _Static_assert(sizeof(struct endpoint_key) == 20, "endpoint_key");
-_Static_assert(sizeof(struct block_key) == 20, "block_key");
+_Static_assert(sizeof(struct network) == 20, "network");
+_Static_assert(sizeof(struct block_key) == 24, "block_key");
 _Static_assert(sizeof(struct block) == 24, "block");
+_Static_assert(sizeof(struct peering_key) == 24, "peering_key");
+_Static_assert(sizeof(struct peer_key) == 16, "peer_key");
+_Static_assert(sizeof(struct peer) == 40, "peer");
 _Static_assert(sizeof(struct endpoint) == 12, "endpoint");
 _Static_assert(sizeof(struct nexthop) == 20, "nexthop");
-_Static_assert(sizeof(struct config) == 48, "config");
+_Static_assert(sizeof(struct config) == 80, "config");
+_Static_assert(sizeof(struct flow_key) == 44, "flow_key");
+_Static_assert(sizeof(struct flow) == 104, "flow");
+_Static_assert(sizeof(struct fragment_key) == 44, "fragment_key");
+_Static_assert(sizeof(struct event) == 200, "event");

@@ -42,7 +42,7 @@ var reasons = []struct{ name, help string }{
 	bpf.LaceReasonREASON_UNKNOWN_FUNCTION:     {"unknown_function", "SID with a function that this node does not have"},
 	bpf.LaceReasonREASON_UNKNOWN_NETWORK:      {"unknown_network", "SID with a network that this node does not have"},
 	bpf.LaceReasonREASON_SID_TAIL:             {"sid_tail", "SID with bits set behind its network"},
-	bpf.LaceReasonREASON_NETWORK_MISMATCH:     {"network_mismatch", "outer source and SID name different networks"},
+	bpf.LaceReasonREASON_NO_PEERING:            {"no_peering", "outer source and SID name two networks that no peering joins"},
 	bpf.LaceReasonREASON_WRONG_PAYLOAD:        {"wrong_payload", "the next header does not fit the SID's function"},
 	bpf.LaceReasonREASON_SEGMENTS_LEFT:        {"segments_left", "segment routing header that is not at its last segment"},
 	bpf.LaceReasonREASON_ROUTING_HEADER:       {"routing_header", "routing header of another type or length than one segment"},

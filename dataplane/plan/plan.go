@@ -62,7 +62,7 @@ func (l Lengths) MarshalJSON() ([]byte, error) {
 }
 
 // Plan is what a node should hold. Everything is sorted: networks by id, peers by index, blocks by
-// network and prefix, ports by host interface.
+// network (own ones and foreign ones by id) and prefix, ports by host interface.
 type Plan struct {
 	Node          string                 `json:"node"`
 	Hash          topology.Hash          `json:"topology"`
@@ -74,7 +74,10 @@ type Plan struct {
 	Uplinks       []string               `json:"uplinks,omitempty"` // named ones; empty: the interfaces with a default route
 	Networks      []Network              `json:"networks,omitempty"`
 	Peers         []Peer                 `json:"peers,omitempty"`
+	Foreign       []Foreign              `json:"foreign,omitempty"`
 	Blocks        []Block                `json:"blocks,omitempty"`
+	Peerings      []Peering              `json:"peerings,omitempty"`
+	Conntrack     topology.Conntrack     `json:"conntrack"`
 	Ports         []Port                 `json:"ports,omitempty"`
 }
 
@@ -89,6 +92,25 @@ type Network struct {
 	SID        topology.SID       `json:"sid,omitzero"`         // where other nodes send this network's packets
 	BlockBits4 Lengths            `json:"blockBits4,omitempty"` // distinct lengths of the network's IPv4 blocks, longest first
 	BlockBits6 Lengths            `json:"blockBits6,omitempty"` // … and of its IPv6 blocks
+	Line       int                `json:"line"`                 // of the topology
+}
+
+// Foreign is a network in which this node has no block, but which one of its own networks is peered with, in either direction.
+type Foreign struct {
+	Name       string             `json:"name"`
+	ID         topology.NetworkID `json:"id"`
+	BlockBits4 Lengths            `json:"blockBits4,omitempty"` // as in Network
+	BlockBits6 Lengths            `json:"blockBits6,omitempty"`
+	Line       int                `json:"line"`
+}
+
+// Peering is a prefix of another network that a network may open flows to: one for each subnet of the other. Sorted by
+// From, To and Prefix.
+type Peering struct {
+	From   topology.NetworkID `json:"from"`
+	To     topology.NetworkID `json:"to"`
+	Prefix netip.Prefix       `json:"prefix"`
+	Line   int                `json:"line"` // of the topology
 }
 
 // Peer is another node or router. Index is its place in the nexthop map.
