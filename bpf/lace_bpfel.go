@@ -452,13 +452,12 @@ type LaceRefusalKey struct {
 type LaceStage uint32
 
 const (
-	LaceStageSTAGE_ROUTE                LaceStage = 0
-	LaceStageSTAGE_DELIVER              LaceStage = 1
-	LaceStageSTAGE_DELIVER_DECAPSULATED LaceStage = 2
-	LaceStageSTAGE_GATEWAY              LaceStage = 3
-	LaceStageSTAGE_ERROR                LaceStage = 4
-	LaceStageSTAGE_ENTRY                LaceStage = 5
-	LaceStageSTAGE_MAX                  LaceStage = 6
+	LaceStageSTAGE_ENTRY   LaceStage = 0
+	LaceStageSTAGE_ROUTE   LaceStage = 1
+	LaceStageSTAGE_DELIVER LaceStage = 2
+	LaceStageSTAGE_GATEWAY LaceStage = 3
+	LaceStageSTAGE_ERROR   LaceStage = 4
+	LaceStageSTAGE_MAX     LaceStage = 5
 )
 
 type LaceTimeouts struct {

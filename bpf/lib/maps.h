@@ -14,12 +14,11 @@
 #define TRAFFIC_REASONS 8 /* room for the reasons of packets that went on */
 
 enum stage {
+	STAGE_ENTRY, /* the entry programs themselves: no tail call, but a place that events name */
 	STAGE_ROUTE,
 	STAGE_DELIVER,
-	STAGE_DELIVER_DECAPSULATED,
 	STAGE_GATEWAY,
 	STAGE_ERROR,
-	STAGE_ENTRY, /* the entry programs; only events name it */
 	STAGE_MAX,
 };
 
