@@ -3,6 +3,7 @@
 package trace
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -19,7 +20,10 @@ type Flow struct {
 	Dst      netip.Addr `json:"dst"`
 	SrcPort  uint16     `json:"src_port,omitempty"`
 	DstPort  uint16     `json:"dst_port,omitempty"`
-	ICMP     string     `json:"icmp,omitempty"` // type and code in words
+	ICMP     string     `json:"icmp,omitempty"`     // type and code in words
+	ICMPID   uint16     `json:"icmp_id,omitempty"`  // of a query and its answer
+	Fragment *Fragment  `json:"fragment,omitempty"` // where the packet is one of several
+	Quoted   *Flow      `json:"quoted,omitempty"`   // what an ICMP error is about
 	Outer    *Outer     `json:"outer,omitempty"`
 }
 
@@ -29,19 +33,67 @@ type Outer struct {
 	SID netip.Addr `json:"sid"`
 }
 
+// Fragment is a packet's place in the one that was cut. Only the first has the ports.
+type Fragment struct {
+	ID     uint32 `json:"id"`
+	Offset int    `json:"offset"` // bytes
+	More   bool   `json:"more"`   // it is not the last
+}
+
 // ParseFlow reads the first bytes of a packet, from its Ethernet header on or, of an uplink that
 // has none, from its IPv6 header on. It says as much as the bytes tell.
 func ParseFlow(head []byte, ethernet bool) Flow {
-	first := layers.LayerTypeEthernet
-	if !ethernet {
-		first = layers.LayerTypeIPv6
-	}
-	packet := gopacket.NewPacket(head, first, gopacket.DecodeOptions{NoCopy: true})
 	var f Flow
-	for _, l := range packet.Layers() {
-		f.add(l)
+	if ethernet {
+		f.read(head, layers.LayerTypeEthernet)
+	} else {
+		f.read(head, layers.LayerTypeIPv6)
 	}
 	return f
+}
+
+func (f *Flow) read(head []byte, first gopacket.LayerType) {
+	var protocol layers.IPProtocol
+	packet := gopacket.NewPacket(head, first, gopacket.DecodeOptions{NoCopy: true})
+	for _, l := range packet.Layers() {
+		switch l := l.(type) {
+		case *layers.IPv4:
+			protocol = l.Protocol
+			f.enter(l.SrcIP, l.DstIP, protocol)
+			f.fragment(uint32(l.Id), l.FragOffset, l.Flags&layers.IPv4MoreFragments != 0)
+		case *layers.IPv6:
+			protocol = l.NextHeader
+			f.enter(l.SrcIP, l.DstIP, protocol)
+		case *layers.IPv6HopByHop:
+			protocol = l.NextHeader
+		case *layers.IPv6Destination:
+			protocol = l.NextHeader
+		case *layers.IPv6Routing:
+			protocol = l.NextHeader
+		case *layers.IPv6Fragment:
+			protocol = l.NextHeader
+			f.Protocol = protocolName(protocol)
+			f.fragment(l.Identification, l.FragmentOffset, l.MoreFragments)
+		case *gopacket.Fragment:
+			f.firstFragment(*l, protocol)
+		default:
+			f.add(l)
+		}
+	}
+}
+
+// fragment notes where the packet is cut; an IPv6 packet may have a fragment header and be whole.
+func (f *Flow) fragment(id uint32, offset uint16, more bool) {
+	if offset != 0 || more {
+		f.Fragment = &Fragment{ID: id, Offset: int(offset) * 8, More: more}
+	}
+}
+
+// firstFragment goes on behind the header where the transport header follows, which gopacket does not.
+func (f *Flow) firstFragment(rest []byte, protocol layers.IPProtocol) {
+	if f.Fragment == nil || f.Fragment.Offset == 0 {
+		f.read(rest, protocol.LayerType())
+	}
 }
 
 func (f *Flow) add(l gopacket.Layer) {
@@ -53,18 +105,46 @@ func (f *Flow) add(l gopacket.Layer) {
 		f.Protocol = "arp"
 		f.Src, _ = netip.AddrFromSlice(l.SourceProtAddress)
 		f.Dst, _ = netip.AddrFromSlice(l.DstProtAddress)
-	case *layers.IPv4:
-		f.enter(l.SrcIP, l.DstIP, l.Protocol)
-	case *layers.IPv6:
-		f.enter(l.SrcIP, l.DstIP, l.NextHeader)
 	case *layers.TCP:
 		f.Protocol, f.SrcPort, f.DstPort = "tcp", uint16(l.SrcPort), uint16(l.DstPort)
 	case *layers.UDP:
 		f.Protocol, f.SrcPort, f.DstPort = "udp", uint16(l.SrcPort), uint16(l.DstPort)
 	case *layers.ICMPv4:
 		f.Protocol, f.ICMP = "icmp", l.TypeCode.String()
+		f.icmp4(l)
 	case *layers.ICMPv6:
 		f.Protocol, f.ICMP = "icmp6", l.TypeCode.String()
+		f.icmp6(l)
+	}
+}
+
+// icmp4 reads what follows the type: an identifier (RFC 792, 950), or the packet that the error is about.
+func (f *Flow) icmp4(l *layers.ICMPv4) {
+	switch l.TypeCode.Type() {
+	case layers.ICMPv4TypeDestinationUnreachable, layers.ICMPv4TypeSourceQuench, layers.ICMPv4TypeRedirect,
+		layers.ICMPv4TypeTimeExceeded, layers.ICMPv4TypeParameterProblem:
+		f.quote(l.Payload, layers.LayerTypeIPv4)
+	default:
+		f.ICMPID = l.Id
+	}
+}
+
+// icmp6 does the same: RFC 4443, where errors have types below 128 and four bytes before the quote.
+func (f *Flow) icmp6(l *layers.ICMPv6) {
+	kind := l.TypeCode.Type()
+	switch {
+	case len(l.Payload) < 4:
+	case kind < layers.ICMPv6TypeEchoRequest:
+		f.quote(l.Payload[4:], layers.LayerTypeIPv6)
+	case kind == layers.ICMPv6TypeEchoRequest, kind == layers.ICMPv6TypeEchoReply:
+		f.ICMPID = binary.BigEndian.Uint16(l.Payload)
+	}
+}
+
+func (f *Flow) quote(b []byte, first gopacket.LayerType) {
+	var quoted Flow
+	if quoted.read(b, first); quoted.Src.IsValid() {
+		f.Quoted = &quoted
 	}
 }
 
@@ -75,25 +155,53 @@ func (f *Flow) enter(src, dst []byte, protocol layers.IPProtocol) {
 	}
 	f.Src, _ = netip.AddrFromSlice(src)
 	f.Dst, _ = netip.AddrFromSlice(dst)
-	f.Protocol = strconv.Itoa(int(protocol))
+	f.Protocol = protocolName(protocol)
 }
 
-// String is "10.40.1.5:4242 > 10.40.2.7:80 tcp", with the outer header behind it where there is one.
-func (f Flow) String() string {
-	s := f.Protocol
-	switch {
-	case f.SrcPort != 0 || f.DstPort != 0:
-		s = fmt.Sprintf("%s > %s %s", netip.AddrPortFrom(f.Src, f.SrcPort), netip.AddrPortFrom(f.Dst, f.DstPort), f.Protocol)
-	case f.Src.IsValid():
-		s = fmt.Sprintf("%s > %s %s", f.Src, f.Dst, f.Protocol)
-	case f.SrcMAC != "":
-		s = fmt.Sprintf("from %s %s", f.SrcMAC, f.Protocol)
+// protocolName is a word also where the transport header is cut off or in another fragment.
+func protocolName(p layers.IPProtocol) string {
+	switch p {
+	case layers.IPProtocolTCP:
+		return "tcp"
+	case layers.IPProtocolUDP:
+		return "udp"
+	case layers.IPProtocolICMPv4:
+		return "icmp"
+	case layers.IPProtocolICMPv6:
+		return "icmp6"
 	}
+	return strconv.Itoa(int(p))
+}
+
+// String is "10.40.1.5:4242 > 10.40.2.7:80 tcp", with what else is known behind it, the outer header last.
+func (f Flow) String() string {
+	s := f.ends()
 	if f.ICMP != "" {
 		s += " " + f.ICMP
+	}
+	if f.ICMPID != 0 {
+		s += fmt.Sprintf(" id %d", f.ICMPID)
+	}
+	if f.Fragment != nil {
+		s += fmt.Sprintf(" fragment %d of %d", f.Fragment.Offset, f.Fragment.ID)
+	}
+	if f.Quoted != nil {
+		s += " about " + f.Quoted.String()
 	}
 	if f.Outer != nil {
 		s += fmt.Sprintf(" in %s > %s", f.Outer.Src, f.Outer.SID)
 	}
 	return s
+}
+
+func (f Flow) ends() string {
+	switch {
+	case f.SrcPort != 0 || f.DstPort != 0:
+		return fmt.Sprintf("%s > %s %s", netip.AddrPortFrom(f.Src, f.SrcPort), netip.AddrPortFrom(f.Dst, f.DstPort), f.Protocol)
+	case f.Src.IsValid():
+		return fmt.Sprintf("%s > %s %s", f.Src, f.Dst, f.Protocol)
+	case f.SrcMAC != "":
+		return fmt.Sprintf("from %s %s", f.SrcMAC, f.Protocol)
+	}
+	return f.Protocol
 }

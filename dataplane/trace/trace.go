@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package trace reads what the programs tell about refused packets: one event each, at a bounded rate, through
-// a pinned ring buffer. It needs no agent.
+// Package trace reads what the programs tell about new flows and refused packets: one event each, at a bounded
+// rate, through a pinned ring buffer. It needs no agent.
 package trace
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -16,49 +16,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
-
-	"github.com/lace-net/lace/bpf"
 )
-
-// Event is one refused packet.
-type Event struct {
-	Time    time.Time
-	Reason  bpf.LaceReason
-	Ifindex uint32 // where the packet came in
-	Length  uint32 // bytes, from the first header on
-	Missed  uint32 // events before this one, on its CPU, that the rate limit kept back
-	Flow    Flow
-}
-
-// The layout of struct event in bpf/lib/types.h: 24 bytes, then the head of the packet.
-const (
-	offsetReason   = 8
-	offsetIfindex  = 12
-	offsetLength   = 16
-	offsetMissed   = 20
-	offsetHeadLen  = 24
-	offsetEthernet = 26
-	offsetHead     = 28
-)
-
-var errShort = errors.New("event is shorter than its header: programs and command are of different versions")
-
-// parse decodes one event. origin is the wall clock at monotonic zero.
-func parse(b []byte, origin time.Time) (Event, error) {
-	if len(b) < offsetHead {
-		return Event{}, errShort
-	}
-	n := int(binary.NativeEndian.Uint16(b[offsetHeadLen:]))
-	head := b[offsetHead:]
-	return Event{
-		Time:    origin.Add(time.Duration(binary.NativeEndian.Uint64(b))),
-		Reason:  bpf.LaceReason(binary.NativeEndian.Uint32(b[offsetReason:])),
-		Ifindex: binary.NativeEndian.Uint32(b[offsetIfindex:]),
-		Length:  binary.NativeEndian.Uint32(b[offsetLength:]),
-		Missed:  binary.NativeEndian.Uint32(b[offsetMissed:]),
-		Flow:    ParseFlow(head[:min(n, len(head))], b[offsetEthernet] != 0),
-	}, nil
-}
 
 // Reader is the one reader of a data plane's events.
 type Reader struct {
@@ -70,43 +28,61 @@ type Reader struct {
 }
 
 // Open opens the ring buffer that is pinned in dir. A ring has one reader: lock is the path of the file
-// that says so. Events from before Open are left out.
+// that says so. Events from before Open are left out. Where no agent has pinned events since the host
+// started, the error is fs.ErrNotExist and says so.
 func Open(dir, lock string) (*Reader, error) {
-	f, err := takeLock(lock)
-	if err != nil {
-		return nil, err
-	}
-	r := &Reader{lock: f, start: time.Now()}
-	if r.origin, err = origin(); err == nil {
-		err = r.open(dir)
-	}
-	if err != nil {
+	r := &Reader{start: time.Now()}
+	if err := r.open(dir, lock); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil
 }
 
-func (r *Reader) open(dir string) (err error) {
-	path := filepath.Join(dir, "events")
-	if r.events, err = ebpf.LoadPinnedMap(path, nil); err != nil {
-		return fmt.Errorf("open the events %s: %w (has an agent run on this host?)", path, err)
+func (r *Reader) open(dir, lock string) (err error) {
+	if r.events, err = openEvents(filepath.Join(dir, "events")); err != nil {
+		return err
+	}
+	if r.lock, err = takeLock(lock); err != nil {
+		return err
+	}
+	if r.origin, err = origin(); err != nil {
+		return err
 	}
 	if r.ring, err = ringbuf.NewReader(r.events); err != nil {
-		return fmt.Errorf("read the events %s: %w", path, err)
+		return fmt.Errorf("read the events of %s: %w", dir, err)
 	}
 	return nil
 }
 
+func openEvents(path string) (*ebpf.Map, error) {
+	events, err := ebpf.LoadPinnedMap(path, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open the events %s: no agent of this version has run since this host started, so nothing is there to tell: start it (systemctl start lace): %w", path, fs.ErrNotExist)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the events %s: %w", path, err)
+	}
+	return events, nil
+}
+
+// takeLock makes the lock's directory too: systemd removes the agent's when that stops.
 func takeLock(path string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("make the directory of the trace's lock: %w", err)
+	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the lock of the trace: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return f, nil
+	}
+	f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, fmt.Errorf("another lace trace holds %s: events have one reader", path)
 	}
-	return f, nil
+	return nil, fmt.Errorf("lock %s: %w", path, err)
 }
 
 // origin is the wall clock when the monotonic clock was zero.
@@ -130,7 +106,7 @@ func (r *Reader) Each(ctx context.Context, f func(Event) error) error {
 		if err != nil {
 			return fmt.Errorf("read an event: %w", err)
 		}
-		e, err := parse(record.RawSample, r.origin)
+		e, err := Decode(record.RawSample, r.origin)
 		if err != nil {
 			return err
 		}
@@ -152,5 +128,8 @@ func (r *Reader) Close() error {
 	if r.events != nil {
 		errs = append(errs, r.events.Close())
 	}
-	return errors.Join(append(errs, r.lock.Close())...)
+	if r.lock != nil {
+		errs = append(errs, r.lock.Close())
+	}
+	return errors.Join(errs...)
 }

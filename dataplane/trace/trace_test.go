@@ -4,9 +4,8 @@ package trace
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
-	"net/netip"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,90 +17,6 @@ import (
 
 	"github.com/lace-net/lace/bpf"
 )
-
-// udp4 is Ethernet, IPv4, UDP: 10.40.1.5:4242 to 10.40.2.7:53.
-func udp4() []byte {
-	b := make([]byte, 14+20+8+4)
-	copy(b[6:], []byte{2, 0x4c, 10, 40, 1, 5})
-	b[12] = 0x08
-	ip := b[14:]
-	ip[0] = 0x45
-	binary.BigEndian.PutUint16(ip[2:], 32)
-	ip[8], ip[9] = 64, 17
-	copy(ip[12:], []byte{10, 40, 1, 5, 10, 40, 2, 7})
-	binary.BigEndian.PutUint16(ip[20:], 4242)
-	binary.BigEndian.PutUint16(ip[22:], 53)
-	binary.BigEndian.PutUint16(ip[24:], 12)
-	return b
-}
-
-// inSRv6 puts the packet behind an Ethernet header into an IPv6 header with next header 4.
-func inSRv6(b []byte) []byte {
-	inner := b[14:]
-	out := make([]byte, 14+40, 14+40+len(inner))
-	binary.BigEndian.PutUint16(out[12:], 0x86dd)
-	out[14] = 0x60
-	binary.BigEndian.PutUint16(out[18:], uint16(len(inner)))
-	out[20], out[21] = 4, 64
-	src, dst := netip.MustParseAddr("5f00:1ace:1:5ce:0:6400::").As16(), netip.MustParseAddr("5f00:1ace:2:14:0:6400::").As16()
-	copy(out[22:], src[:])
-	copy(out[38:], dst[:])
-	return append(out, inner...)
-}
-
-func TestParseFlow(t *testing.T) {
-	arp := make([]byte, 42)
-	arp[12], arp[13], arp[15], arp[16], arp[18], arp[19], arp[21] = 8, 6, 1, 8, 6, 4, 1
-	copy(arp[28:], []byte{10, 40, 1, 5})
-	copy(arp[38:], []byte{10, 40, 1, 9})
-	icmp := udp4()
-	icmp[23], icmp[34], icmp[35] = 1, 8, 0
-	tests := []struct {
-		name     string
-		head     []byte
-		ethernet bool
-		want     string
-	}{
-		{"UDP", udp4(), true, "10.40.1.5:4242 > 10.40.2.7:53 udp"},
-		{"ICMP", icmp, true, "10.40.1.5 > 10.40.2.7 icmp EchoRequest"},
-		{"in SRv6", inSRv6(udp4()), true, "10.40.1.5:4242 > 10.40.2.7:53 udp in 5f00:1ace:1:5ce:0:6400:: > 5f00:1ace:2:14:0:6400::"},
-		{"in SRv6, no Ethernet", inSRv6(udp4())[14:], false, "10.40.1.5:4242 > 10.40.2.7:53 udp in 5f00:1ace:1:5ce:0:6400:: > 5f00:1ace:2:14:0:6400::"},
-		{"ARP", arp, true, "10.40.1.5 > 10.40.1.9 arp"},
-		{"cut behind Ethernet", udp4()[:14], true, "from 02:4c:0a:28:01:05 ethertype 0x0800"},
-		{"cut in Ethernet", udp4()[:9], true, ""},
-		{"nothing", nil, true, ""},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			if got := ParseFlow(tt.head, tt.ethernet).String(); got != tt.want {
-				t.Errorf("got %q, want %q", got, tt.want)
-			}
-		})
-	}
-}
-
-func TestParseRefusesShortEvents(t *testing.T) {
-	for n := range offsetHead {
-		if _, err := parse(make([]byte, n), time.Time{}); !errors.Is(err, errShort) {
-			t.Fatalf("%d bytes: got %v, want %v", n, err, errShort)
-		}
-	}
-	lying := make([]byte, offsetHead+4)
-	binary.NativeEndian.PutUint16(lying[offsetHeadLen:], 500)
-	if _, err := parse(lying, time.Time{}); err != nil {
-		t.Errorf("a head longer than the event: %v", err)
-	}
-}
-
-func FuzzParse(f *testing.F) {
-	f.Add(append(make([]byte, offsetHead), udp4()...))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		e, err := parse(b, time.Time{})
-		if err == nil {
-			_ = e.Flow.String()
-		}
-	})
-}
 
 // plane loads the programs and pins the events below a BPF file system of the test's own.
 func plane(t *testing.T) (*ebpf.Collection, string) {
@@ -165,6 +80,9 @@ func TestRefusedPacketIsTold(t *testing.T) {
 	if !errors.Is(err, errGotIt) {
 		t.Fatalf("no event: %v", err)
 	}
+	if got.Verdict != bpf.LaceVerdictVERDICT_REFUSED || got.Stage != bpf.LaceStageSTAGE_ENTRY || got.SID.IsValid() {
+		t.Errorf("got %s at %s with SID %v", VerdictName(got.Verdict), StageName(got.Stage), got.SID)
+	}
 	if got.Reason != bpf.LaceReasonREASON_NO_PORT || int(got.Length) != len(long) {
 		t.Errorf("got reason %d and %d bytes, want no_port and %d", got.Reason, got.Length, len(long))
 	}
@@ -206,9 +124,32 @@ func TestFloodIsCounted(t *testing.T) {
 	}
 }
 
+// TestOpenWithoutPins: a host on which no agent has run since it started has neither pins nor a directory for the lock.
 func TestOpenWithoutPins(t *testing.T) {
-	_, err := Open(t.TempDir(), filepath.Join(t.TempDir(), "lock"))
-	if err == nil || !strings.Contains(err.Error(), "has an agent run") {
+	lock := filepath.Join(t.TempDir(), "run", "lock")
+	_, err := Open(t.TempDir(), lock)
+	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "no agent of this version has run since this host started") {
 		t.Errorf("got %v", err)
 	}
+	if _, err := os.Stat(filepath.Dir(lock)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a trace of nothing made the lock's directory: %v", err)
+	}
+}
+
+// TestLockNeedsNoAgent: systemd removes the agent's directory with the agent, the events stay.
+func TestLockNeedsNoAgent(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "lace", "lock")
+	lock, err := takeLock(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := takeLock(path); err == nil || !strings.Contains(err.Error(), "another lace trace holds "+path) {
+		t.Errorf("a second lock: %v", err)
+	}
+	lock.Close()
+	lock, err = takeLock(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock.Close()
 }
