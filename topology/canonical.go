@@ -9,7 +9,8 @@ import (
 )
 
 // Canonical is the one text of a topology: a file that says the same, with every default written
-// out and everything sorted by name. The hash is that of this text.
+// out and everything sorted by name. The hash is that of this text. Peerings are in it as the pairs
+// that they join: the pairs are what they mean, whether names or labels say it.
 func (t *Topology) Canonical() string {
 	var w strings.Builder
 	fmt.Fprintf(&w, "version = 1\n\n[underlay]\nlocator-block = %q\nencapsulation = %q\n",
@@ -20,6 +21,10 @@ func (t *Topology) Canonical() string {
 	for _, n := range t.Networks {
 		n.canonical(&w)
 	}
+	for _, p := range t.Peerings {
+		fmt.Fprintf(&w, "\n[[peering]]\nfrom = %q\nto = %q\n", p.From, p.To)
+	}
+	t.Conntrack.canonical(&w)
 	return w.String()
 }
 
@@ -34,14 +39,29 @@ func (n *Node) canonical(w *strings.Builder) {
 	if n.Via.IsValid() {
 		fmt.Fprintf(w, "via = %q\n", n.Via)
 	}
-	if len(n.Labels) == 0 {
-		return
+	canonicalLabels(w, n.Labels)
+}
+
+func canonicalLabels(w *strings.Builder, labels map[string]string) {
+	if len(labels) > 0 {
+		fmt.Fprintf(w, "labels = %s\n", inline(labels))
 	}
-	pairs := make([]string, 0, len(n.Labels))
-	for _, k := range sortedKeys(n.Labels) {
-		pairs = append(pairs, strconv.Quote(k)+" = "+strconv.Quote(n.Labels[k]))
+}
+
+// inline writes labels as the file would on one line.
+func inline(labels map[string]string) string {
+	pairs := make([]string, 0, len(labels))
+	for _, k := range sortedKeys(labels) {
+		pairs = append(pairs, assign(k, labels[k]))
 	}
-	fmt.Fprintf(w, "labels = { %s }\n", strings.Join(pairs, ", "))
+	return "{ " + strings.Join(pairs, ", ") + " }"
+}
+
+func assign(key, value string) string {
+	if !isBare(key) {
+		key = strconv.Quote(key)
+	}
+	return key + " = " + strconv.Quote(value)
 }
 
 func (n *Network) canonical(w *strings.Builder) {
@@ -51,6 +71,7 @@ func (n *Network) canonical(w *strings.Builder) {
 			fmt.Fprintf(w, "block-size.%s = %d\n", f.key(), bits)
 		}
 	}
+	canonicalLabels(w, n.Labels)
 	for _, name := range sortedKeys(n.given) {
 		given := n.given[name]
 		var blocks []string

@@ -118,8 +118,15 @@ func unknownFix(key string, known []string) string {
 	return "known here: " + strings.Join(known, ", ")
 }
 
+// chooser is a type that may be written in several ways: choose returns a pointer to what the value
+// is read into.
+type chooser interface{ choose(v any) any }
+
 // value fills one field from one value of the file.
 func (d *decoder) value(path string, v any, into reflect.Value, want string) {
+	if c, ok := into.Addr().Interface().(chooser); ok {
+		into = reflect.ValueOf(c.choose(v)).Elem()
+	}
 	if u, ok := into.Addr().Interface().(encoding.TextUnmarshaler); ok {
 		d.text(path, v, u, want)
 		return
@@ -182,6 +189,9 @@ func (d *decoder) names(path string, values map[string]any, into reflect.Value, 
 
 // list fills a slice. An element that does not fit stays zero, so that the others keep their index.
 func (d *decoder) list(path string, v any, into reflect.Value, want string) {
+	if tables, ok := v.([]map[string]any); ok {
+		v = untyped(tables)
+	}
 	values, ok := v.([]any)
 	if !ok {
 		d.fail(path, "is "+kindOf(v), "write "+want)
@@ -191,6 +201,15 @@ func (d *decoder) list(path string, v any, into reflect.Value, want string) {
 	for i, e := range values {
 		d.value(indexKey(path, i), e, into.Index(i), want)
 	}
+}
+
+// untyped makes an array of tables an array like any other.
+func untyped(tables []map[string]any) []any {
+	values := make([]any, len(tables))
+	for i, t := range tables {
+		values[i] = t
+	}
+	return values
 }
 
 func (d *decoder) scalar(path string, v any, into reflect.Value, want string) {

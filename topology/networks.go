@@ -22,7 +22,7 @@ func validID(id int64) bool { return id >= 1 && id <= int64(MaxNetworkID) }
 
 func (b *builder) network(name string, raw rawNetwork) {
 	n := &Network{
-		Name: name, Type: raw.Type, Line: b.lines.Of(networkKey(name)),
+		Name: name, Type: raw.Type, Labels: raw.Labels, Line: b.lines.Of(networkKey(name)),
 		nodes: b.byName, given: map[string]Block{},
 	}
 	if !isNetworkName(name) {
@@ -33,6 +33,7 @@ func (b *builder) network(name string, raw rawNetwork) {
 	} else if id != nil {
 		b.fail(networkKey(name, "id"), fmt.Sprintf("choose a number from 1 to %d", MaxNetworkID), "%d is not in the range of 24 bits without 0", *id)
 	}
+	b.labels(networkKey(name, "labels"), n.Labels)
 	b.topology.Networks = append(b.topology.Networks, n)
 	owners := b.blockOwners(n, raw.Blocks)
 	if b.subnetsOf(n, raw) && b.blockSizes(n, raw.BlockSize) && b.givenBlocks(n, raw.Blocks) && owners {

@@ -15,10 +15,12 @@ import (
 // The file as it is written. What each value may be is said by its type and its tag.
 type (
 	rawFile struct {
-		Version  *int64                `toml:"version,required" want:"version = 1"`
-		Underlay rawUnderlay           `toml:"underlay,required" want:"[underlay] with a locator-block"`
-		Nodes    map[string]rawNode    `toml:"node,required" want:"a table [node.NAME] for each node"`
-		Networks map[string]rawNetwork `toml:"network" want:"a table [network.NAME] for each network"`
+		Version   *int64                `toml:"version,required" want:"version = 1"`
+		Underlay  rawUnderlay           `toml:"underlay,required" want:"[underlay] with a locator-block"`
+		Nodes     map[string]rawNode    `toml:"node,required" want:"a table [node.NAME] for each node"`
+		Networks  map[string]rawNetwork `toml:"network" want:"a table [network.NAME] for each network"`
+		Peerings  []rawPeering          `toml:"peering" want:"a table [[peering]] for each peering"`
+		Conntrack rawConntrack          `toml:"conntrack" want:"[conntrack] with max and times"`
 	}
 	rawUnderlay struct {
 		LocatorBlock  locatorBlock  `toml:"locator-block,required" want:"an IPv6 prefix that all locators lie in, as 5f00:1ace::/32"`
@@ -44,6 +46,23 @@ type (
 		Subnets   []subnet            `toml:"subnets,required" want:"a list of prefixes, as [\"10.40.0.0/16\", \"fd40::/48\"]"`
 		BlockSize rawBlockSize        `toml:"block-size" want:"{ v4 = 24, v6 = 64 }"`
 		Blocks    map[string][]subnet `toml:"blocks" want:"a list of prefixes for each node, as { edge-1 = [\"10.40.7.0/24\"] }"`
+		Labels    map[string]string   `toml:"labels" want:"a table of strings, as { tier = \"web\" }"`
+	}
+	rawPeering struct {
+		From          side `toml:"from,required" want:"the name of a network, or labels, as { tier = \"web\" }"`
+		To            side `toml:"to,required" want:"the name of a network, or labels, as { tier = \"web\" }"`
+		Bidirectional bool `toml:"bidirectional" want:"true or false"`
+	}
+	rawConntrack struct {
+		Max            *int64 `toml:"max" want:"a number of flows from 1024 to 4194304"`
+		TCPOpening     idle   `toml:"tcp-opening" want:"a time from 1s to 168h, as \"4m\""`
+		TCPEstablished idle   `toml:"tcp-established" want:"a time from 1s to 168h, as \"2h4m\""`
+		TCPClosing     idle   `toml:"tcp-closing" want:"a time from 1s to 168h, as \"4m\""`
+		TCPClosed      idle   `toml:"tcp-closed" want:"a time from 1s to 168h, as \"4m\""`
+		UDPNew         idle   `toml:"udp-new" want:"a time from 1s to 168h, as \"2m\""`
+		UDP            idle   `toml:"udp" want:"a time from 1s to 168h, as \"5m\""`
+		ICMP           idle   `toml:"icmp" want:"a time from 1s to 168h, as \"1m\""`
+		Other          idle   `toml:"other" want:"a time from 1s to 168h, as \"10m\""`
 	}
 	rawBlockSize struct {
 		V4 *int64 `toml:"v4" want:"a length from 16 to 30"`
@@ -118,6 +137,8 @@ func (b *builder) build(raw *rawFile) {
 	}
 	b.distinctIDs()
 	b.allBlocks()
+	b.peerings(raw.Peerings)
+	b.conntrack(&raw.Conntrack)
 }
 
 func (b *builder) limit(key string, n, most int, what string) {
@@ -146,7 +167,7 @@ func (b *builder) node(name string, raw rawNode, networks map[string]rawNetwork)
 	}
 	b.locator(n)
 	b.underlay(n)
-	b.labels(n)
+	b.labels(nodeKey(name, "labels"), n.Labels)
 	if n.Kind == KindRouter {
 		b.router(n, raw, networks)
 	} else {
@@ -188,11 +209,10 @@ func (b *builder) outsideBlock(key string, a netip.Addr) {
 	}
 }
 
-func (b *builder) labels(n *Node) {
-	key := nodeKey(n.Name, "labels")
-	b.limit(key, len(n.Labels), maxLabels, "labels")
-	for _, name := range sortedKeys(n.Labels) {
-		if name == "" || !isLabel(name) || !isLabel(n.Labels[name]) {
+func (b *builder) labels(key string, labels map[string]string) {
+	b.limit(key, len(labels), maxLabels, "labels")
+	for _, name := range sortedKeys(labels) {
+		if name == "" || !isLabel(name) || !isLabel(labels[name]) {
 			b.fail(joinKey(key, name), "write printable ASCII, at most 63 bytes each", "is no label")
 		}
 	}

@@ -149,8 +149,8 @@ var errorCases = []struct{ name, text, want string }{
 
 	// unknown keys and later features
 	{"unknown key", base + "subnet = []", `t.toml:14: network.backend.subnet: unknown key; did you mean "subnets"?`},
-	{"unknown table", base + "[[peering]]", `t.toml:14: peering: unknown key; known here: network, node, underlay, version`},
-	{"service", base + "[service.web]", `t.toml:14: service: unknown key; known here: network, node, underlay, version`},
+	{"unknown table", base + "[[policy]]", `t.toml:14: policy: unknown key; known here: conntrack, network, node, peering, underlay, version`},
+	{"service", base + "[service.web]", `t.toml:14: service: unknown key; known here: conntrack, network, node, peering, underlay, version`},
 	{"l2", change(11, `type = "l2"`), `t.toml:11: network.backend.type: "l2" is no type of network that this version has; write type = "l3"`},
 	{"external", change(11, `type = "external"`), `t.toml:11: network.backend.type: "external" is no type of network that this version has; write type = "l3"`},
 	{"l2-gso", change(2, "[underlay]\nl2-gso = 'segment'"), `t.toml:3: underlay.l2-gso: unknown key; known here: encapsulation, locator-block`},

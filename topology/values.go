@@ -3,6 +3,7 @@
 package topology
 
 import (
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -15,6 +16,7 @@ const (
 	MaxBlocks      = 1 << 20 // of all networks together, counted by network, node and family
 	MaxNodeName    = 63      // bytes, as a label of a host name
 	MaxNetworkName = 32      // bytes
+	MaxPeerings    = 65536   // pairs of networks that peerings join
 	MinLocatorBits = 16
 	MaxLocatorBits = 64
 	MaxBlockLens   = 4 // distinct block lengths of one family in one network: each costs a look-up
@@ -88,6 +90,15 @@ func (t NetworkType) String() string { return "l3" }
 
 // MarshalText writes the whole hash in hexadecimal, where String is cut for the eye.
 func (h Hash) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%x", h[:]), nil }
+
+// UnmarshalText reads the whole hash in hexadecimal.
+func (h *Hash) UnmarshalText(text []byte) error {
+	if hex.DecodedLen(len(text)) != len(h) {
+		return bad("", "%s is no hash of a topology: it has %d hexadecimal digits", shortQuote(string(text)), hex.EncodedLen(len(h)))
+	}
+	_, err := hex.Decode(h[:], text)
+	return err
+}
 
 // UnmarshalText reads an IPv6 prefix of 16 to 64 bits without host bits.
 func (l *Locator) UnmarshalText(text []byte) error {

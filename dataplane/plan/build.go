@@ -29,11 +29,13 @@ func Build(t *topology.Topology, node string, attachments []Attachment) (*Plan, 
 	p := &Plan{
 		Node: self.Name, Hash: t.Hash, LocatorBlock: t.Underlay.LocatorBlock, Locator: self.Locator,
 		Underlay: self.Underlay, Via: self.Via, Encapsulation: t.Underlay.Encapsulation, Uplinks: self.Uplinks,
+		Conntrack: t.Conntrack,
 	}
-	owners := p.peers(t, self)
+	owners, near := p.peers(t, self), neighbourhood(t, self)
+	p.peerings(t, near)
 	networks := slices.SortedFunc(slices.Values(t.Networks), func(a, b *topology.Network) int { return cmp.Compare(a.ID, b.ID) })
 	for _, n := range networks {
-		p.network(n, self, owners)
+		p.network(n, self, near[n.Name], owners)
 	}
 	if err := p.ports(t, self, attachments); err != nil {
 		return nil, err
@@ -79,26 +81,77 @@ func (p *Plan) peers(t *topology.Topology, self *topology.Node) []owner {
 	return owners
 }
 
-// network plans a network in which this node has a block; the others do not concern it.
-func (p *Plan) network(n *topology.Network, self *topology.Node, owners []owner) {
-	own := n.Block(self.Name)
-	if own == (topology.Block{}) {
-		return
+// distance says how far a network is from a node.
+type distance uint8
+
+const (
+	apart  distance = iota // no concern of the node
+	peered                 // no block here, but a peering with a network that has one
+	here                   // the node has a block of it
+)
+
+// neighbourhood is the distance of each network, by name.
+func neighbourhood(t *topology.Topology, self *topology.Node) map[string]distance {
+	near := map[string]distance{}
+	for _, n := range t.Networks {
+		if n.Block(self.Name) != (topology.Block{}) {
+			near[n.Name] = here
+		}
 	}
-	network := Network{
-		Name: n.Name, ID: n.ID, Table: tableBase + uint32(n.ID),
-		VRF: fmt.Sprintf("lacev%d", n.ID), Bridge: fmt.Sprintf("laceb%d", n.ID),
-		Gateways: gateways(own), SID: self.Locator.SID(topology.EndDT46, n.ID),
+	for _, p := range t.Peerings {
+		switch {
+		case near[p.From] == here && near[p.To] == apart:
+			near[p.To] = peered
+		case near[p.To] == here && near[p.From] == apart:
+			near[p.From] = peered
+		}
+	}
+	return near
+}
+
+// peerings plans those that have an end here: the one of the sender says what may be opened, the
+// one of the receiver what may come in.
+func (p *Plan) peerings(t *topology.Topology, near map[string]distance) {
+	networks := map[string]*topology.Network{}
+	for _, n := range t.Networks {
+		networks[n.Name] = n
+	}
+	for _, peering := range t.Peerings {
+		if near[peering.From] != here && near[peering.To] != here {
+			continue
+		}
+		from, to := networks[peering.From], networks[peering.To]
+		for _, s := range to.Subnets {
+			p.Peerings = append(p.Peerings, Peering{From: from.ID, To: to.ID, Prefix: s, Line: peering.Line})
+		}
+	}
+	slices.SortFunc(p.Peerings, func(a, b Peering) int {
+		return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To), comparePrefix(a.Prefix, b.Prefix))
+	})
+}
+
+// network plans a network that is here or peered with one that is; the others do not concern this node.
+func (p *Plan) network(n *topology.Network, self *topology.Node, at distance, owners []owner) {
+	if at == apart {
+		return
 	}
 	first := len(p.Blocks)
 	for _, o := range owners {
-		p.block(n, o, topology.V4)
-		p.block(n, o, topology.V6)
+		p.blocks(n, o)
 	}
 	blocks := p.Blocks[first:]
 	slices.SortFunc(blocks, func(a, b Block) int { return comparePrefix(a.Prefix, b.Prefix) })
-	network.BlockBits4, network.BlockBits6 = lengths(blocks, true), lengths(blocks, false)
-	p.Networks = append(p.Networks, network)
+	bits4, bits6 := lengths(blocks, true), lengths(blocks, false)
+	if at == peered {
+		p.Foreign = append(p.Foreign, Foreign{Name: n.Name, ID: n.ID, BlockBits4: bits4, BlockBits6: bits6, Line: n.Line})
+		return
+	}
+	p.Networks = append(p.Networks, Network{
+		Name: n.Name, ID: n.ID, Table: tableBase + uint32(n.ID),
+		VRF: fmt.Sprintf("lacev%d", n.ID), Bridge: fmt.Sprintf("laceb%d", n.ID),
+		Gateways: gateways(n.Block(self.Name)), SID: self.Locator.SID(topology.EndDT46, n.ID),
+		BlockBits4: bits4, BlockBits6: bits6, Line: n.Line,
+	})
 }
 
 // gateways are the first addresses of a block, with its lengths.
@@ -113,13 +166,14 @@ func gateways(b topology.Block) []netip.Prefix {
 	return g
 }
 
-// block adds an owner's block of one family, where it has one.
-func (p *Plan) block(n *topology.Network, o owner, f topology.Family) {
+// blocks adds those of an owner, of each family that it has one of.
+func (p *Plan) blocks(n *topology.Network, o owner) {
 	owned := n.Block(o.Name)
-	prefix := owned.V4
-	if f == topology.V6 {
-		prefix = owned.V6
-	}
+	p.block(n, o, topology.V4, owned.V4)
+	p.block(n, o, topology.V6, owned.V6)
+}
+
+func (p *Plan) block(n *topology.Network, o owner, f topology.Family, prefix netip.Prefix) {
 	if !prefix.IsValid() {
 		return
 	}

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/lace-net/lace/topology"
@@ -28,6 +29,19 @@ func (m MAC) String() string {
 
 // MarshalText writes it as String does.
 func (m MAC) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// UnmarshalText reads six bytes in hexadecimal, separated as net.ParseMAC takes them.
+func (m *MAC) UnmarshalText(text []byte) error {
+	a, err := net.ParseMAC(string(text))
+	if err != nil {
+		return err
+	}
+	if len(a) != len(m) {
+		return fmt.Errorf("%s is no Ethernet address: it has %d bytes; write %d", a, len(a), len(m))
+	}
+	copy(m[:], a)
+	return nil
+}
 
 // Attachment is one interface of one container, with the addresses it was given.
 type Attachment struct {
@@ -59,6 +73,23 @@ func (l Lengths) MarshalJSON() ([]byte, error) {
 		numbers[i] = int(v)
 	}
 	return json.Marshal(numbers)
+}
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (l *Lengths) UnmarshalJSON(text []byte) error {
+	var numbers []uint16 // a []uint8 would be read as base64
+	if err := json.Unmarshal(text, &numbers); err != nil {
+		return err
+	}
+	read := make(Lengths, len(numbers))
+	for i, v := range numbers {
+		if v > 128 {
+			return fmt.Errorf("%d is no length of a prefix; write 0 to 128", v)
+		}
+		read[i] = uint8(v)
+	}
+	*l = read
+	return nil
 }
 
 // Plan is what a node should hold. Everything is sorted: networks by id, peers by index, blocks by

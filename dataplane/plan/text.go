@@ -32,6 +32,8 @@ func (p *Plan) WriteTo(w io.Writer) (int64, error) {
 	section(&b, "routes", p.routeRows())
 	section(&b, "SIDs", p.sidRows(names))
 	section(&b, "blocks", p.blockRows(names))
+	section(&b, "peerings", p.peeringRows(names))
+	section(&b, "conntrack", p.conntrackRows())
 	section(&b, "map entries", p.mapRows(names))
 	section(&b, "ports", p.portRows())
 	return b.WriteTo(w)
@@ -81,6 +83,9 @@ type names struct {
 func (p *Plan) names() names {
 	n := names{map[topology.NetworkID]string{}, map[uint32]string{0: p.Node}}
 	for _, network := range p.Networks {
+		n.networks[network.ID] = network.Name
+	}
+	for _, network := range p.Foreign {
 		n.networks[network.ID] = network.Name
 	}
 	for _, peer := range p.Peers {
@@ -151,12 +156,37 @@ func (p *Plan) blockRows(names names) [][]string {
 	return rows
 }
 
+// peeringRows leave out who answers: answers need no peering.
+func (p *Plan) peeringRows(names names) [][]string {
+	var rows [][]string
+	for _, peering := range p.Peerings {
+		rows = append(rows, []string{
+			names.networks[peering.From] + " > " + names.networks[peering.To], peering.Prefix.String(), fmt.Sprintf("line %d", peering.Line),
+		})
+	}
+	return rows
+}
+
+func (p *Plan) conntrackRows() [][]string {
+	c := p.Conntrack
+	return [][]string{
+		{"max", fmt.Sprintf("%d flows", c.Max)},
+		{"tcp", fmt.Sprintf("opening %s, established %s, closing %s, closed %s", c.TCPOpening, c.TCPEstablished, c.TCPClosing, c.TCPClosed)},
+		{"udp", fmt.Sprintf("new %s, answered %s", c.UDPNew, c.UDP)},
+		{"icmp", c.ICMP.String()},
+		{"other", c.Other.String()},
+	}
+}
+
 // mapRows has map, key and value. What only the kernel knows, interface indexes, MTUs and the
 // MAC addresses of the underlay, has its name in angle brackets.
 func (p *Plan) mapRows(names names) [][]string {
 	rows := [][]string{{"node_config", "0", fmt.Sprintf("locator %s, block %s, %s", p.Locator, p.LocatorBlock, p.Encapsulation)}}
 	for _, n := range p.Networks {
 		rows = append(rows, []string{"networks", fmt.Sprint(n.ID), n.Name})
+	}
+	for _, n := range p.Foreign {
+		rows = append(rows, []string{"networks", fmt.Sprint(n.ID), n.Name + ", not here"})
 	}
 	for _, peer := range p.Peers {
 		rows = append(rows, []string{"peers", peer.Locator.String(), peerValue(peer, names)})
@@ -166,6 +196,9 @@ func (p *Plan) mapRows(names names) [][]string {
 	}
 	for _, b := range p.Blocks {
 		rows = append(rows, []string{"blocks", fmt.Sprintf("%d %s", b.Network, b.Prefix), blockValue(b)})
+	}
+	for _, peering := range p.Peerings {
+		rows = append(rows, []string{"peerings", fmt.Sprintf("%d %s", peering.From, peering.Prefix), fmt.Sprintf("network %d, line %d", peering.To, peering.Line)})
 	}
 	for _, port := range p.Ports {
 		rows = append(rows, []string{"ports", "<" + port.HostIf + ">", fmt.Sprintf("network %d, source %s, mac %s", port.NetworkID, port.Source, port.MAC)})

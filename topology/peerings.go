@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package topology
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// side is one end of a peering as it is written: a name, or the labels that networks must have.
+// Neither is there where it did not parse, which is reported then.
+type side struct {
+	name   *string
+	labels *map[string]string
+}
+
+// choose reads a string as a name, and anything else as labels.
+func (s *side) choose(v any) any {
+	if _, ok := v.(string); ok {
+		return &s.name
+	}
+	return &s.labels
+}
+
+// pair is a peering by the places of its networks.
+type pair struct{ from, to int }
+
+// resolver makes pairs of networks of the [[peering]] tables.
+type resolver struct {
+	*builder
+	networks []*Network
+	places   map[string]int
+	labelled map[string]map[string]set // key, value: the networks that have this label
+	reach    []set                     // by network: those that it may open flows to
+	joins    map[pair]int              // line of the first peering that joins a pair
+	named    map[pair]int              // line of the peering that has both ends by name
+	wrong    int
+}
+
+// maxPeeringErrors bounds what is said of peerings: one slip in a selector shows many times.
+const maxPeeringErrors = 100
+
+func (b *builder) peerings(raw []rawPeering) {
+	if b.limit("peering", len(raw), MaxPeerings, "peerings"); len(raw) > MaxPeerings {
+		return
+	}
+	r := newResolver(b)
+	for i := range raw {
+		r.peering(indexKey("peering", i), &raw[i])
+	}
+	if len(r.joins) > MaxPeerings {
+		r.fail("peering", "leave some out, or split the topology", "more than %d pairs of networks", MaxPeerings)
+		return
+	}
+	r.overlaps()
+	r.tellRest()
+	r.finish()
+}
+
+func newResolver(b *builder) *resolver {
+	networks := b.topology.Networks
+	r := &resolver{
+		builder: b, networks: networks, places: map[string]int{}, labelled: map[string]map[string]set{},
+		joins: map[pair]int{}, named: map[pair]int{},
+	}
+	for i, n := range networks {
+		r.places[n.Name] = i
+		r.reach = append(r.reach, newSet(len(networks)))
+		for key, value := range n.Labels {
+			r.having(key, value).add(i)
+		}
+	}
+	return r
+}
+
+// having is the set of networks that have a label, to be added to.
+func (r *resolver) having(key, value string) set {
+	values := r.labelled[key]
+	if values == nil {
+		values = map[string]set{}
+		r.labelled[key] = values
+	}
+	if values[value] == nil {
+		values[value] = newSet(len(r.networks))
+	}
+	return values[value]
+}
+
+// finish hands the pairs over, sorted by name.
+func (r *resolver) finish() {
+	for p, line := range r.joins {
+		r.topology.Peerings = append(r.topology.Peerings, Peering{r.networks[p.from].Name, r.networks[p.to].Name, line})
+	}
+	slices.SortFunc(r.topology.Peerings, func(x, y Peering) int {
+		return cmp.Or(strings.Compare(x.From, y.From), strings.Compare(x.To, y.To))
+	})
+}
+
+// complain reports what is wrong, up to a bound; tellRest counts what is above it.
+func (r *resolver) complain(key, fix, format string, args ...any) {
+	if r.wrong++; r.wrong <= maxPeeringErrors {
+		r.fail(key, fix, format, args...)
+	}
+}
+
+func (r *resolver) full() bool { return r.wrong >= maxPeeringErrors }
+
+func (r *resolver) tellRest() {
+	if r.wrong > maxPeeringErrors {
+		r.fail("peering", "mend these first", "%d more errors are not shown", r.wrong-maxPeeringErrors)
+	}
+}
+
+// peering adds the pairs of one table.
+func (r *resolver) peering(key string, p *rawPeering) {
+	from, to := r.side(joinKey(key, "from"), &p.From), r.side(joinKey(key, "to"), &p.To)
+	if from == nil || to == nil || r.alone(key, p, from, to) || r.again(key, p) {
+		return
+	}
+	line := r.lines.Of(key)
+	r.join(from, to, line)
+	if p.Bidirectional {
+		r.join(to, from, line)
+	}
+}
+
+// side is the networks that an end names or selects. It is nil where there are none, which is
+// reported.
+func (r *resolver) side(key string, s *side) set {
+	switch {
+	case s.labels != nil:
+		return r.selected(key, *s.labels)
+	case s.name == nil:
+		return nil
+	}
+	place, ok := r.places[*s.name]
+	if !ok {
+		r.unknownNetwork(key, *s.name)
+		return nil
+	}
+	one := newSet(len(r.networks))
+	one.add(place)
+	return one
+}
+
+func (r *resolver) unknownNetwork(key, name string) {
+	fix := "" // finding the nearest costs, and is not shown
+	if !r.full() {
+		fix = among(name, sortedKeys(r.places), "network")
+	}
+	r.complain(key, fix, "%s", unknown("network", name))
+}
+
+// selected is the networks that have all of the labels.
+func (r *resolver) selected(key string, labels map[string]string) set {
+	if len(labels) == 0 {
+		r.complain(key, `write at least one label, as { tier = "web" }, or a name`, "selects by no label")
+		return nil
+	}
+	if len(labels) > maxLabels {
+		r.complain(key, "leave some out", "%d labels; a network has at most %d", len(labels), maxLabels)
+		return nil
+	}
+	found := newSet(len(r.networks))
+	for i := range r.networks {
+		found.add(i)
+	}
+	for _, name := range sortedKeys(labels) {
+		having := r.labelled[name][labels[name]]
+		if having == nil {
+			r.unknownLabel(key, name, labels[name])
+			return nil
+		}
+		found.keep(having)
+	}
+	if found.empty() {
+		r.complain(key, "leave a label out, or give one network all of them", "no network has all of %s", inline(labels))
+		return nil
+	}
+	return found
+}
+
+// unknownLabel says which labels there are: keys where the key is unknown, else its values.
+func (r *resolver) unknownLabel(key, name, value string) {
+	values, ok := r.labelled[name]
+	switch {
+	case r.full():
+		r.wrong++
+	case !ok:
+		r.complain(key, among(name, sortedKeys(r.labelled), "network with labels"), "no network has a label %s", shortQuote(name))
+	default:
+		r.complain(key, among(value, sortedKeys(values), "value"), "no network has the label %s = %s", joinKey("", name), shortQuote(value))
+	}
+}
+
+// alone refuses a peering that has the same one network on both sides.
+func (r *resolver) alone(key string, p *rawPeering, from, to set) bool {
+	place, met := from.common(to)
+	if !met || from.count() != 1 || to.count() != 1 {
+		return false
+	}
+	if p.From.name != nil && p.To.name != nil {
+		key = joinKey(key, "to")
+	}
+	r.complain(key, "choose another: inside a network nothing is in the way", "joins %s with itself only", r.networks[place].Name)
+	return true
+}
+
+// again refuses a pair that two peerings have by name: which of the lines decides would be unclear.
+func (r *resolver) again(key string, p *rawPeering) bool {
+	if p.From.name == nil || p.To.name == nil {
+		return false
+	}
+	there := pair{r.places[*p.From.name], r.places[*p.To.name]}
+	pairs := []pair{there}
+	if p.Bidirectional {
+		pairs = append(pairs, pair{there.to, there.from})
+	}
+	for _, x := range pairs {
+		if line, ok := r.named[x]; ok {
+			r.complain(key, "leave one out", "%s to %s is there already (line %d)", r.networks[x.from].Name, r.networks[x.to].Name, line)
+			return true
+		}
+	}
+	for _, x := range pairs {
+		r.named[x] = r.lines.Of(key)
+	}
+	return false
+}
+
+// join adds all pairs of different networks that are not there yet. It stops where there are too many.
+func (r *resolver) join(from, to set, line int) {
+	for i := range from.all() {
+		for j := range to.without(r.reach[i]) {
+			if i == j {
+				continue
+			}
+			if len(r.joins) > MaxPeerings {
+				return
+			}
+			r.reach[i].add(j)
+			r.joins[pair{i, j}] = line
+		}
+	}
+}
+
+// placed is a subnet, and where the file has it.
+type placed struct {
+	netip.Prefix
+	network int // its place
+	key     string
+	line    int
+}
+
+// overlaps refuses overlapping subnets of two networks that meet: where they are peered, or both
+// with the same third, an address would mean two things.
+func (r *resolver) overlaps() {
+	near := r.neighbours()
+	checked := make([]set, len(r.networks))
+	for i := range checked {
+		checked[i] = newSet(len(r.networks))
+	}
+	var around []placed // what contains the subnet that is looked at
+	for _, s := range r.subnetsOfPeered(near) {
+		for len(around) > 0 && !around[len(around)-1].Overlaps(s.Prefix) {
+			around = around[:len(around)-1]
+		}
+		for _, a := range around {
+			i, j := min(a.network, s.network), max(a.network, s.network)
+			if i != j && !checked[i].has(j) {
+				checked[i].add(j)
+				r.overlap(a, s, near)
+			}
+		}
+		around = append(around, s)
+	}
+}
+
+// neighbours is, by network, what it is peered with in either direction.
+func (r *resolver) neighbours() []set {
+	near := make([]set, len(r.networks))
+	for i := range near {
+		near[i] = newSet(len(r.networks))
+	}
+	for p := range r.joins {
+		near[p.from].add(p.to)
+		near[p.to].add(p.from)
+	}
+	return near
+}
+
+// subnetsOfPeered is sorted so that a prefix comes before all that it contains.
+func (r *resolver) subnetsOfPeered(near []set) []placed {
+	var all []placed
+	for i, n := range r.networks {
+		for k, s := range n.Subnets {
+			if s.IsValid() && !near[i].empty() {
+				key := indexKey(networkKey(n.Name, "subnets"), k)
+				all = append(all, placed{s, i, key, r.lines.Of(key)})
+			}
+		}
+	}
+	slices.SortStableFunc(all, func(x, y placed) int {
+		return cmp.Or(x.Addr().Compare(y.Addr()), cmp.Compare(x.Bits(), y.Bits()))
+	})
+	return all
+}
+
+// overlap reports two overlapping subnets at the later of their lines, where their networks meet.
+func (r *resolver) overlap(x, y placed, near []set) {
+	third, shared := near[x.network].common(near[y.network])
+	direct := near[x.network].has(y.network)
+	if !direct && !shared {
+		return
+	}
+	if cmp.Or(cmp.Compare(x.line, y.line), cmp.Compare(x.network, y.network)) > 0 {
+		x, y = y, x
+	}
+	what := fmt.Sprintf("%s overlaps %s of %s (line %d)", y.Prefix, x.Prefix, r.networks[x.network].Name, x.line)
+	if direct {
+		r.complain(y.key, "make them apart, or leave the peering out", "%s, with which it is peered (line %d)", what, r.joined(x.network, y.network))
+		return
+	}
+	r.complain(y.key, "make them apart, or leave a peering out", "%s, and both are peered with %s (lines %d and %d)",
+		what, r.networks[third].Name, r.joined(x.network, third), r.joined(y.network, third))
+}
+
+// joined is the first line that peers two networks in either direction.
+func (r *resolver) joined(i, j int) int {
+	there, back := r.joins[pair{i, j}], r.joins[pair{j, i}]
+	if there == 0 || back == 0 {
+		return max(there, back)
+	}
+	return min(there, back)
+}
