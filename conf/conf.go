@@ -55,6 +55,12 @@ func Default() Settings {
 	}
 }
 
+// ControlSocket is where commands reach the agent: beside the socket of the hooks, so that agents with runtime directories of
+// their own do not meet.
+func (s Settings) ControlSocket() string {
+	return filepath.Join(filepath.Dir(s.HookSocket), "control.sock")
+}
+
 // Load reads a settings file over the defaults. What is wrong with its text is of type
 // topology.Errors; a file that is not there is fs.ErrNotExist.
 func Load(path string) (Settings, error) {

@@ -137,13 +137,25 @@ func TestContainerdDropIn(t *testing.T) {
 	}
 }
 
+func TestControlSocketIsBesideTheHookSocket(t *testing.T) {
+	s := Default()
+	if got := s.ControlSocket(); got != "/run/lace/control.sock" {
+		t.Errorf("by default %s", got)
+	}
+	s.HookSocket = "/run/other/hook"
+	if got := s.ControlSocket(); got != "/run/other/control.sock" {
+		t.Errorf("of %s: %s", s.HookSocket, got)
+	}
+}
+
 func TestServiceUnit(t *testing.T) {
 	text, err := os.ReadFile("lace.service")
 	if err != nil {
 		t.Fatal(err)
 	}
 	unit := string(text)
-	for _, line := range []string{"Type=notify", "Restart=always", "ExecStart=/usr/local/bin/lace agent", "RuntimeDirectory=lace"} {
+	for _, line := range []string{"Type=notify", "Restart=always", "ExecStart=/usr/local/bin/lace agent",
+		"ExecReload=/usr/local/bin/lace apply", "RuntimeDirectory=lace"} {
 		if !strings.Contains(unit, "\n"+line+"\n") {
 			t.Errorf("no line %q", line)
 		}

@@ -10,11 +10,13 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 
 	"github.com/mdlayher/sdnotify"
 	"golang.org/x/sys/unix"
 
+	"github.com/lace-net/lace/cmd/lace/control"
 	"github.com/lace-net/lace/conf"
 	"github.com/lace-net/lace/dataplane"
 	"github.com/lace-net/lace/plugin"
@@ -55,6 +57,9 @@ func agentSettings(name string, args []string) (conf.Settings, error) {
 }
 
 func runAgent(ctx context.Context, e *env, args []string) error {
+	hangups := make(chan os.Signal, 1) // from now on they do not end the process
+	signal.Notify(hangups, unix.SIGHUP)
+	defer signal.Stop(hangups)
 	s, err := agentSettings("agent", args)
 	if err != nil {
 		return err
@@ -81,27 +86,37 @@ func runAgent(ctx context.Context, e *env, args []string) error {
 	f := d.Features()
 	log.Info("data plane is up", "node", node, "topology", t.Hash.String(), "vrf", f.VRF, "tcx", f.TCX, "decap_by_flags", f.DecapByFlags)
 	a := plugin.New(plugin.Options{Socket: s.HookSocket, Containerd: s.Containerd, NRI: s.NRISocket, NRIIndex: string(s.NRIIndex), Log: log}, seam{d})
-	return runBoth(ctx, d, a, log)
-}
-
-// runBoth runs data plane and plugin until ctx ends or one of them fails. What the kernel holds stays.
-func runBoth(ctx context.Context, d *dataplane.Dataplane, a *plugin.Agent, log *slog.Logger) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	done := make(chan error, 2)
-	go func() { done <- d.Run(ctx) }()
-	go func() { done <- a.Run(ctx) }()
+	r := &reloader{file: s.Topology, plane: d, log: log}
+	server, err := control.Listen(s.ControlSocket(), r.answer, log)
+	if err != nil {
+		return err
+	}
 	go func() {
 		select {
 		case <-a.Ready():
 			tell(sdnotify.Ready, log)
+			r.follow(ctx, hangups)
 		case <-ctx.Done():
 		}
 	}()
-	first := <-done
+	return runAll(ctx, log, d.Run, a.Run, server.Run)
+}
+
+// runAll runs the parts of the agent until ctx ends or one of them does. What the kernel holds stays.
+func runAll(ctx context.Context, log *slog.Logger, parts ...func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, len(parts))
+	for _, run := range parts {
+		go func() { done <- run(ctx) }()
+	}
+	errs := []error{unlessCancelled(<-done)}
 	tell(sdnotify.Stopping, log)
 	cancel()
-	return errors.Join(unlessCancelled(first), unlessCancelled(<-done))
+	for range len(parts) - 1 {
+		errs = append(errs, unlessCancelled(<-done))
+	}
+	return errors.Join(errs...)
 }
 
 // unlessCancelled drops what only says that the agent was told to stop.

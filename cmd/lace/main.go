@@ -28,6 +28,7 @@ type command struct {
 
 var commands = []command{
 	{"agent", "[--config FILE] [FLAG...]", "run the agent of this node", runAgent},
+	{"apply", "[--config FILE] [--dry-run] [FILE]", "make a new topology the one that holds, without a restart", runApply},
 	{"check", "[FILE]", "say whether a topology file is right", runCheck},
 	{"doctor", "[--config FILE]", "say what this host has and lacks", runDoctor},
 	{"plan", "[--node NAME] [--topology FILE] [--json]", "print what a node will hold", runPlan},
