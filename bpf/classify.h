@@ -1,18 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Classify: the entry at a container's veth (L3 networks). Says which container sends, whether it may,
- * and fills the context. Next: gateway (for the gateway itself), route, error.
+ * fills the context, and sends on what belongs to a known flow. Next: gateway (for the gateway itself), route, error.
  */
 #pragma once
 
-#include "lib/packet.h"
+#include "lib/conntrack.h"
+#include "deliver.h"
 
 #define ICMPV6_ROUTER_ADVERTISEMENT 134
 #define ICMPV6_NEIGHBOUR_SOLICITATION 135
 #define ICMPV6_NEIGHBOUR_ADVERTISEMENT 136
-
-#define ICMP_TIME_EXCEEDED_V4 11
-#define ICMP_TIME_EXCEEDED_V6 3
 
 #define DHCP_SERVER_PORT 67
 #define DHCP_CLIENT_PORT 68
@@ -20,6 +18,8 @@
 #define DHCPV6_CLIENT_PORT 546
 
 #define IP_HEADER_MAX 60 /* IPv4 with options */
+
+#define GO_ON (-2) /* no verdict yet */
 
 /* Does a container act as a DHCP server? ports: source and destination, as on the wire. */
 static __always_inline bool is_dhcp_server(__u32 ports)
@@ -77,9 +77,9 @@ static __always_inline int classify_v4(struct __sk_buff *skb, struct context *ct
 		return go_to(skb, STAGE_GATEWAY);
 	if (ip->ttl <= 1)
 		return refuse(skb, ctx, REASON_HOP_LIMIT, ICMP_TIME_EXCEEDED_V4, 0, 0);
-	map_v4(&ctx->dst, ip->daddr);
-	*(__u32 *)ctx->bits = *(__u32 *)port->bits4;
-	return go_to(skb, STAGE_ROUTE);
+	map_v4(&ctx->key.src, ip->saddr);
+	map_v4(&ctx->key.dst, ip->daddr);
+	return GO_ON;
 }
 
 /* What a container may not send, whatever the destination. word: the first 32 bits of the payload. */
@@ -95,7 +95,7 @@ static __always_inline enum reason check_v6_upper(__u8 protocol, __u32 word)
 static __always_inline enum reason check_v6_payload(struct __sk_buff *skb, const struct ipv6hdr *ip)
 {
 	const __u32 *payload = (const void *)(ip + 1);
-	struct upper upper;
+	struct context *ctx = context();
 	__u32 word;
 
 	if (!is_extension(ip->nexthdr)) {
@@ -103,13 +103,13 @@ static __always_inline enum reason check_v6_payload(struct __sk_buff *skb, const
 			return REASON_NONE;
 		return check_v6_upper(ip->nexthdr, *payload);
 	}
-	if (!find_upper(skb, ip->nexthdr, &upper))
+	if (!ctx || !find_upper(skb, ETH_HLEN + sizeof(*ip), ip->nexthdr))
 		return REASON_MALFORMED;
-	if (upper.protocol == NEXTHDR_ROUTING && !upper.later)
+	if (ctx->upper.protocol == NEXTHDR_ROUTING && !ctx->upper.later)
 		return REASON_SRV6_FROM_CONTAINER;
-	if (upper.later || bpf_skb_load_bytes(skb, upper.offset, &word, sizeof(word)))
+	if (ctx->upper.later || bpf_skb_load_bytes(skb, ctx->upper.offset, &word, sizeof(word)))
 		return REASON_NONE;
-	return check_v6_upper(upper.protocol, word);
+	return check_v6_upper(ctx->upper.protocol, word);
 }
 
 static __always_inline bool is_neighbour_discovery(struct __sk_buff *skb, const struct ipv6hdr *ip)
@@ -163,34 +163,54 @@ static __always_inline int classify_v6(struct __sk_buff *skb, struct context *ct
 		return go_to(skb, STAGE_GATEWAY);
 	if (ip->hop_limit <= 1)
 		return refuse(skb, ctx, REASON_HOP_LIMIT, ICMP_TIME_EXCEEDED_V6, 0, 0);
-	ctx->dst = dst;
-	*(__u32 *)ctx->bits = *(__u32 *)port->bits6;
+	ctx->key.src = src;
+	ctx->key.dst = dst;
+	return GO_ON;
+}
+
+/* Of a flow that was decided: what the stages have to know to decide it again. */
+static __always_inline void recall(struct context *ctx, const struct flow *flow)
+{
+	ctx->known = 1;
+	ctx->reply = !!(flow->flags & FLOW_REPLY);
+	ctx->network = flow->network;
+	ctx->ifindex = flow->ifindex;
+	ctx->sid = flow->sid;
+}
+
+/* A packet of a known flow goes where those before it went; any other one is decided by the stages. */
+static __always_inline int follow_flow(struct __sk_buff *skb, struct context *ctx)
+{
+	enum reason reason = parse_flow(skb, ETH_HLEN, false);
+	struct flow *flow;
+
+	if (reason)
+		return drop(skb, reason);
+	flow = find_flow(&ctx->key);
+	if (flow && !(flow->flags & FLOW_UNDERLAY) && !reopens(flow, ctx)) {
+		if (flow->generation == ctx->generation) {
+			track(flow, ctx);
+			return send_flow(skb, ctx, flow);
+		}
+		recall(ctx, flow);
+		return go_to(skb, STAGE_ROUTE);
+	}
+	if (ctx->kind == PACKET_ICMP_ERROR || is_answer(&ctx->key))
+		return drop(skb, REASON_NO_FLOW);
+	if (ctx->kind == PACKET_LATER_FRAGMENT)
+		return drop(skb, REASON_FRAGMENT_UNKNOWN);
 	return go_to(skb, STAGE_ROUTE);
 }
 
-SEC("tc")
-int pod_l3(struct __sk_buff *skb)
+static __always_inline int classify(struct __sk_buff *skb, struct context *ctx, const struct port *port,
+				    const struct config *cfg)
 {
-	__u32 ifindex = skb->ifindex;
-	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
-	struct context *ctx = context();
-	struct config *cfg = node();
-	struct ethhdr *eth;
+	struct ethhdr *eth = packet_start(skb);
 
-	if (!ctx || !cfg)
-		return TC_ACT_SHOT;
-	ctx->raw = 0;
-	if (!port)
-		return drop(skb, REASON_NO_PORT);
-	pull(skb, ETH_HLEN + IP_HEADER_MAX + 4);
-	eth = packet_start(skb);
 	if ((void *)(eth + 1) > packet_end(skb))
 		return drop(skb, REASON_MALFORMED);
 	if (!same_mac(eth->h_source, port->mac.u8))
 		return drop(skb, REASON_SPOOFED_MAC);
-	ctx->network = port->network;
-	ctx->source = port->source;
-	ctx->ifindex = 0;
 	if (skb->vlan_present)
 		return drop(skb, REASON_NOT_IP);
 	switch (eth->h_proto) {
@@ -202,4 +222,27 @@ int pod_l3(struct __sk_buff *skb)
 		return go_to(skb, STAGE_GATEWAY);
 	}
 	return drop(skb, REASON_NOT_IP);
+}
+
+SEC("tc")
+int pod_l3(struct __sk_buff *skb)
+{
+	struct context *ctx = start(skb);
+	struct config *cfg;
+	struct port *port;
+	int verdict;
+
+	if (!ctx)
+		return TC_ACT_SHOT;
+	cfg = node(ctx->generation);
+	port = find_port(skb->ifindex, ctx->generation);
+	if (!port || !cfg)
+		return drop(skb, REASON_NO_PORT);
+	ctx->key.network = port->network;
+	ctx->source = port->source;
+	ctx->traffic = port->traffic;
+	ctx->underlay = 0;
+	pull(skb, ETH_HLEN + IP_HEADER_MAX + 20);
+	verdict = classify(skb, ctx, port, cfg);
+	return verdict == GO_ON ? follow_flow(skb, ctx) : verdict;
 }

@@ -1,21 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Deliver: to the container on this node that the context names (ifindex), or encapsulated to the
- * node that owns the destination. Next: error.
+ * node that owns the destination. What the stages decided is written down first; a known flow is sent on by the
+ * entry programs without that. Next: error.
  */
 #pragma once
 
-#include "lib/packet.h"
-#include "lib/srv6.h"
+#include "lib/conntrack.h"
 
 #define ICMP_FRAGMENTATION_NEEDED_V4 4
-#define ICMP_PACKET_TOO_BIG_V6 2
 
 /* The agent vouches every few seconds; after this long without, its MAC addresses may be stale. */
 #define HEARTBEAT_LIMIT_NS (120ULL * 1000000000)
 
 /* Where the TCP or UDP header of a GSO packet is. False: it is not there. */
-static __always_inline bool find_transport(struct __sk_buff *skb, const struct context *ctx, struct upper *upper)
+static __always_inline bool find_transport(struct __sk_buff *skb, struct context *ctx)
 {
 	struct ethhdr *eth = packet_start(skb);
 	struct iphdr *ip = (void *)(eth + 1);
@@ -23,27 +22,28 @@ static __always_inline bool find_transport(struct __sk_buff *skb, const struct c
 	if ((void *)(ip + 1) > packet_end(skb))
 		return false;
 	if (!ctx->v4) /* the next header is where IPv4 has the end of its identification */
-		return find_upper(skb, ((__u8 *)ip)[offsetof(struct ipv6hdr, nexthdr)], upper);
-	upper->offset = ETH_HLEN + ip->ihl * 4;
-	upper->protocol = ip->protocol;
+		return find_upper(skb, ETH_HLEN + sizeof(struct ipv6hdr),
+				  ((__u8 *)ip)[offsetof(struct ipv6hdr, nexthdr)]);
+	ctx->upper.offset = ETH_HLEN + ip->ihl * 4;
+	ctx->upper.protocol = ip->protocol;
 	return true;
 }
 
 /* Bytes of the largest IP packet on the wire: for a GSO packet, of one of its segments. */
-static __always_inline __u32 packet_size(struct __sk_buff *skb, const struct context *ctx)
+static __always_inline __u32 packet_size(struct __sk_buff *skb, struct context *ctx)
 {
-	struct upper upper;
+	const struct upper *upper = &ctx->upper;
 	__u8 offset;
 
 	if (!skb->gso_size)
 		return ctx->l3_len;
-	if (!find_transport(skb, ctx, &upper))
+	if (!find_transport(skb, ctx))
 		return ctx->l3_len;
-	if (upper.protocol == IPPROTO_UDP)
-		return upper.offset - ETH_HLEN + 8 + skb->gso_size;
-	if (bpf_skb_load_bytes(skb, upper.offset + 12, &offset, 1))
+	if (upper->protocol == IPPROTO_UDP)
+		return upper->offset - ETH_HLEN + 8 + skb->gso_size;
+	if (bpf_skb_load_bytes(skb, upper->offset + 12, &offset, 1))
 		return ctx->l3_len;
-	return upper.offset - ETH_HLEN + (offset >> 4) * 4 + skb->gso_size;
+	return upper->offset - ETH_HLEN + (offset >> 4) * 4 + skb->gso_size;
 }
 
 static __always_inline int too_big(struct __sk_buff *skb, struct context *ctx, __u32 mtu)
@@ -76,17 +76,17 @@ static __always_inline bool take_hop(struct __sk_buff *skb, const struct context
 }
 
 /* To the container's own end of its veth. The frame gets the addresses of a hop over the gateway. */
-static __always_inline int deliver_local(struct __sk_buff *skb, const struct context *ctx, enum reason reason)
+static __always_inline int hand_over(struct __sk_buff *skb, const struct context *ctx, __u32 counter)
 {
 	struct ethhdr *eth = packet_start(skb);
-	struct config *cfg = node();
+	struct config *cfg = node(ctx->generation);
 
 	if (!cfg || (void *)(eth + 1) > packet_end(skb))
 		return drop(skb, REASON_MALFORMED);
 	__builtin_memcpy(eth->h_dest, &ctx->mac, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, &cfg->gateway, ETH_ALEN);
 	eth->h_proto = ctx->v4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
-	count(skb, reason);
+	count(skb, counter);
 	/* The gateway's MAC is the bridge's, not the port's; before 6.16 the container's stack would refuse. */
 	if (skb->pkt_type != PACKET_HOST)
 		bpf_skb_change_type(skb, PACKET_HOST);
@@ -103,25 +103,44 @@ static __always_inline bool is_fresh(const struct nexthop *nexthop)
 	       (__s64)(bpf_ktime_get_coarse_ns() - *stamp) < (__s64)HEARTBEAT_LIMIT_NS;
 }
 
-static __always_inline int deliver_remote(struct __sk_buff *skb, struct context *ctx)
+static __always_inline struct nexthop *find_nexthop(const struct context *ctx)
 {
-	struct nexthop *nexthop = bpf_map_lookup_elem(&nexthops, &ctx->peer);
-	struct config *cfg = node();
-	enum reason reason;
+	__u32 index = SLOT(ctx->generation) * NEXTHOPS + ctx->peer;
+
+	return bpf_map_lookup_elem(&nexthops, &index);
+}
+
+/* Write the decision down, unless the packet is none that opens or keeps a flow. */
+static __always_inline enum reason settle(struct __sk_buff *skb, const struct context *ctx)
+{
+	if (ctx->kind == PACKET_ICMP_ERROR || ctx->kind == PACKET_LATER_FRAGMENT)
+		return REASON_NONE;
+	return commit(skb);
+}
+
+/* fresh: the stages have just decided the flow. */
+static __always_inline int deliver_remote(struct __sk_buff *skb, struct context *ctx, __u32 counter, bool fresh)
+{
+	struct config *cfg = node(ctx->generation);
+	struct nexthop *nexthop = find_nexthop(ctx);
+	enum reason reason = REASON_NONE;
 	struct ethhdr *eth;
-	__u32 mtu;
 
 	if (!cfg || !nexthop || !nexthop->ifindex)
 		return drop(skb, REASON_NO_NEXTHOP);
-	mtu = nexthop->mtu - OUTER_LEN - (cfg->srh ? SRH_LEN : 0);
-	if (packet_size(skb, ctx) > mtu)
-		return too_big(skb, ctx, mtu);
+	ctx->mtu = nexthop->mtu - OUTER_LEN - (cfg->srh ? SRH_LEN : 0);
+	if (packet_size(skb, ctx) > ctx->mtu)
+		return too_big(skb, ctx, ctx->mtu);
+	if (fresh)
+		reason = settle(skb, ctx);
+	if (reason)
+		return drop(skb, reason);
 	if (!take_hop(skb, ctx))
 		return drop(skb, REASON_MALFORMED);
 	reason = cfg->srh ? encapsulate(skb, ctx, true) : encapsulate(skb, ctx, false);
 	if (reason)
 		return drop(skb, reason);
-	count(skb, REASON_ENCAPSULATED);
+	count(skb, counter);
 	if (nexthop->flags & NEXTHOP_RAW)
 		return bpf_redirect(nexthop->ifindex, 0);
 	if (!is_fresh(nexthop))
@@ -134,30 +153,69 @@ static __always_inline int deliver_remote(struct __sk_buff *skb, struct context 
 	return bpf_redirect(nexthop->ifindex, 0);
 }
 
+static __always_inline int deliver_local(struct __sk_buff *skb, struct context *ctx, __u32 counter, bool fresh)
+{
+	enum reason reason = REASON_NONE;
+
+	if (packet_size(skb, ctx) > ctx->mtu)
+		return too_big(skb, ctx, ctx->mtu);
+	if (fresh)
+		reason = settle(skb, ctx);
+	if (reason)
+		return drop(skb, reason);
+	if (!take_hop(skb, ctx))
+		return drop(skb, REASON_MALFORMED);
+	return hand_over(skb, ctx, counter);
+}
+
+/* A container's packet of a known flow. */
+static __always_inline int send_flow(struct __sk_buff *skb, struct context *ctx, const struct flow *flow)
+{
+	ctx->network = flow->network;
+	ctx->line = flow->line;
+	ctx->ifindex = flow->ifindex;
+	ctx->mtu = flow->mtu;
+	if (!flow->ifindex) {
+		ctx->peer = flow->peer;
+		ctx->sid = flow->sid;
+		return deliver_remote(skb, ctx, flow->counter, false);
+	}
+	ctx->mac = flow->mac;
+	return deliver_local(skb, ctx, flow->counter, false);
+}
+
+/*
+ * What came off the underlay was routed, and lost its hop, where it came in. The outer header comes off here, so that whatever
+ * is refused before is shown as it came.
+ */
+static __always_inline int deliver_decapsulated(struct __sk_buff *skb, struct context *ctx, __u32 counter)
+{
+	long err = ctx->srh ? decapsulate(skb, ctx->v4, true) : decapsulate(skb, ctx->v4, false);
+
+	if (!err && ctx->raw)
+		err = bpf_skb_change_head(skb, ETH_HLEN, 0);
+	if (err)
+		return drop(skb, REASON_DECAP_FAILED);
+	return hand_over(skb, ctx, counter);
+}
+
 SEC("tc")
 int stage_deliver(struct __sk_buff *skb)
 {
 	struct context *ctx = context();
+	enum reason reason;
 
 	if (!ctx)
 		return TC_ACT_SHOT;
+	step(skb, ctx, STAGE_DELIVER);
 	pull(skb, ETH_HLEN + sizeof(struct ipv6hdr));
+	if (ctx->underlay) {
+		reason = settle(skb, ctx);
+		if (reason)
+			return drop(skb, reason);
+		return deliver_decapsulated(skb, ctx, traffic_index(ctx->traffic, REASON_DECAPSULATED));
+	}
 	if (!ctx->ifindex)
-		return deliver_remote(skb, ctx);
-	if (packet_size(skb, ctx) > ctx->mtu)
-		return too_big(skb, ctx, ctx->mtu);
-	if (!take_hop(skb, ctx))
-		return drop(skb, REASON_MALFORMED);
-	return deliver_local(skb, ctx, REASON_LOCAL);
-}
-
-/* What came off the underlay was routed, and lost its hop, where it came in. */
-SEC("tc")
-int stage_deliver_decapsulated(struct __sk_buff *skb)
-{
-	struct context *ctx = context();
-
-	if (!ctx)
-		return TC_ACT_SHOT;
-	return deliver_local(skb, ctx, REASON_DECAPSULATED);
+		return deliver_remote(skb, ctx, traffic_index(ctx->traffic, REASON_ENCAPSULATED), true);
+	return deliver_local(skb, ctx, traffic_index(ctx->traffic, REASON_LOCAL), true);
 }

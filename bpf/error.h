@@ -12,8 +12,6 @@
 #define QUOTE_V6 QUOTE_MAX
 #define QUOTE_MIN 20 /* a bare IP header */
 
-#define ICMP_TIMESTAMP_V4 13
-#define ICMP_TIMESTAMP_REPLY_V4 14
 #define ICMPV6_REDIRECT 137
 
 #define BUDGET_BURST 50
@@ -190,16 +188,16 @@ static __always_inline int error_v4(struct __sk_buff *skb, struct context *ctx, 
  */
 static __always_inline bool may_quote_v6(struct __sk_buff *skb, const struct ipv6hdr *ip)
 {
-	struct upper upper;
+	struct context *ctx = context();
 	__u8 type;
 
 	if (ip->daddr.in6_u.u6_addr8[0] == 0xff)
 		return false;
-	if (!find_upper(skb, ip->nexthdr, &upper) || upper.later)
+	if (!ctx || !find_upper(skb, ETH_HLEN + sizeof(*ip), ip->nexthdr) || ctx->upper.later)
 		return false;
-	if (upper.protocol != IPPROTO_ICMPV6)
+	if (ctx->upper.protocol != IPPROTO_ICMPV6)
 		return true;
-	if (bpf_skb_load_bytes(skb, upper.offset, &type, 1))
+	if (bpf_skb_load_bytes(skb, ctx->upper.offset, &type, 1))
 		return false;
 	return type >= ICMP_ECHO_V6 && type != ICMPV6_REDIRECT;
 }
@@ -254,14 +252,18 @@ static __always_inline int error_v6(struct __sk_buff *skb, struct context *ctx, 
 SEC("tc")
 int stage_error(struct __sk_buff *skb)
 {
-	__u32 ifindex = skb->ifindex;
-	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
 	struct context *ctx = context();
-	struct config *cfg = node();
+	struct config *cfg;
+	struct port *port;
 
-	if (!port || !ctx || !cfg)
+	if (!ctx)
+		return TC_ACT_SHOT;
+	step(skb, ctx, STAGE_ERROR);
+	port = find_port(skb->ifindex, ctx->generation);
+	cfg = node(ctx->generation);
+	if (!port || !cfg)
 		return drop(skb, REASON_NO_PORT);
-	if (!may_answer(ifindex))
+	if (!may_answer(skb->ifindex))
 		return drop(skb, REASON_ICMP_LIMITED);
 	return ctx->v4 ? error_v4(skb, ctx, port, cfg) : error_v6(skb, ctx, port, cfg);
 }

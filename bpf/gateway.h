@@ -9,11 +9,6 @@
 #include "lib/packet.h"
 #include "classify.h"
 
-#define ICMP_ECHO_REPLY_V4 0
-#define ICMP_ECHO_V4 8
-#define ICMP_ECHO_V6 128
-#define ICMP_ECHO_REPLY_V6 129
-
 #define ARP_REQUEST 1
 #define ARP_REPLY 2
 
@@ -66,15 +61,15 @@ struct pseudo_header {
 _Static_assert(sizeof(struct arp_frame) == 42, "arp_frame");
 _Static_assert(sizeof(struct nd_frame) == 86, "nd_frame");
 
-static __always_inline int send_back(struct __sk_buff *skb)
+static __always_inline int send_back(struct __sk_buff *skb, const struct port *port)
 {
-	count(skb, REASON_GATEWAY_ANSWERED);
+	count(skb, traffic_index(port->traffic, REASON_GATEWAY_ANSWERED));
 	return bpf_redirect(skb->ifindex, 0);
 }
 
-static __always_inline int hand_up(struct __sk_buff *skb)
+static __always_inline int hand_up(struct __sk_buff *skb, const struct port *port)
 {
-	count(skb, REASON_GATEWAY_PASSED);
+	count(skb, traffic_index(port->traffic, REASON_GATEWAY_PASSED));
 	return TC_ACT_OK;
 }
 
@@ -95,7 +90,7 @@ static __always_inline int gateway_arp(struct __sk_buff *skb, const struct port 
 	if (!(port->flags & PORT_HAS_V4) || f.arp.target != port->gateway4)
 		return drop(skb, REASON_NEIGHBOUR_UNKNOWN);
 	if (cfg->vrf)
-		return hand_up(skb);
+		return hand_up(skb, port);
 	if (f.arp.operation != bpf_htons(ARP_REQUEST))
 		return drop(skb, REASON_NEIGHBOUR_UNKNOWN);
 	__builtin_memcpy(f.arp.target_mac, f.arp.sender_mac, ETH_ALEN);
@@ -107,7 +102,7 @@ static __always_inline int gateway_arp(struct __sk_buff *skb, const struct port 
 	f.arp.operation = bpf_htons(ARP_REPLY);
 	if (bpf_skb_store_bytes(skb, 0, &f, sizeof(f), 0))
 		return drop(skb, REASON_MALFORMED);
-	return send_back(skb);
+	return send_back(skb, port);
 }
 
 /* Turn the solicitation in f into the gateway's advertisement. dad: the asker has no address yet. */
@@ -163,19 +158,19 @@ static __always_inline int gateway_nd(struct __sk_buff *skb, const struct port *
 		/* Only the stack asks; it may learn of the container's own addresses. */
 		if (!is_link_local(&target) && !same_addr(&target, &port->v6))
 			return drop(skb, REASON_SPOOFED_ADDRESS);
-		return cfg->vrf ? hand_up(skb) : drop(skb, REASON_NEIGHBOUR_UNKNOWN);
+		return cfg->vrf ? hand_up(skb, port) : drop(skb, REASON_NEIGHBOUR_UNKNOWN);
 	}
 	if (!(port->flags & PORT_HAS_V6) || !same_addr(&target, &port->gateway6))
 		return drop(skb, REASON_NEIGHBOUR_UNKNOWN);
 	if (cfg->vrf)
-		return hand_up(skb);
+		return hand_up(skb, port);
 	advertise(&f, cfg, dad);
 	/* A probe is shorter, a nonce makes it longer. */
 	if (skb->len != sizeof(f) && bpf_skb_change_tail(skb, sizeof(f), 0))
 		return drop(skb, REASON_ICMP_FAILED);
 	if (bpf_skb_store_bytes(skb, 0, &f, sizeof(f), 0))
 		return drop(skb, REASON_ICMP_FAILED);
-	return send_back(skb);
+	return send_back(skb, port);
 }
 
 /*
@@ -188,18 +183,19 @@ static __always_inline int find_icmp(struct __sk_buff *skb, bool v4)
 		struct iphdr v4;
 		struct ipv6hdr v6;
 	} ip = {};
-	struct upper upper;
+	struct context *ctx = context();
 
 	if (v4) {
 		if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip.v4, sizeof(ip.v4)) || ip.v4.protocol != IPPROTO_ICMP)
 			return -1;
 		return ip.v4.frag_off & bpf_htons(IP_OFFSET) ? 0 : ETH_HLEN + ip.v4.ihl * 4;
 	}
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip.v6, sizeof(ip.v6)) || !find_upper(skb, ip.v6.nexthdr, &upper))
+	if (!ctx || bpf_skb_load_bytes(skb, ETH_HLEN, &ip.v6, sizeof(ip.v6)) ||
+	    !find_upper(skb, ETH_HLEN + sizeof(ip.v6), ip.v6.nexthdr))
 		return -1;
-	if (upper.protocol != IPPROTO_ICMPV6)
+	if (ctx->upper.protocol != IPPROTO_ICMPV6)
 		return -1;
-	return upper.later ? 0 : (int)upper.offset;
+	return ctx->upper.later ? 0 : (int)ctx->upper.offset;
 }
 
 /* Swap the addresses of both headers; no checksum changes by that. */
@@ -231,7 +227,7 @@ static __always_inline bool turn_round(struct __sk_buff *skb, bool v4)
 }
 
 /* Answer an echo request. Fragments need no state: only the first has the ICMP header, all are turned round. */
-static __always_inline int echo(struct __sk_buff *skb, bool v4, __u32 offset, __be16 request)
+static __always_inline int echo(struct __sk_buff *skb, const struct port *port, bool v4, __u32 offset, __be16 request)
 {
 	__be16 reply = bpf_htons((v4 ? ICMP_ECHO_REPLY_V4 : ICMP_ECHO_REPLY_V6) << 8);
 
@@ -240,11 +236,12 @@ static __always_inline int echo(struct __sk_buff *skb, bool v4, __u32 offset, __
 		return drop(skb, REASON_MALFORMED);
 	if (!turn_round(skb, v4))
 		return drop(skb, REASON_MALFORMED);
-	return send_back(skb);
+	return send_back(skb, port);
 }
 
 /* Echo is all that the gateway takes; with a VRF the stack answers, and may have asked itself. */
-static __always_inline int gateway_ip(struct __sk_buff *skb, const struct context *ctx, const struct config *cfg)
+static __always_inline int gateway_ip(struct __sk_buff *skb, const struct context *ctx, const struct port *port,
+				      const struct config *cfg)
 {
 	__be16 request = bpf_htons((ctx->v4 ? ICMP_ECHO_V4 : ICMP_ECHO_V6) << 8);
 	__be16 reply = bpf_htons((ctx->v4 ? ICMP_ECHO_REPLY_V4 : ICMP_ECHO_REPLY_V6) << 8);
@@ -255,19 +252,23 @@ static __always_inline int gateway_ip(struct __sk_buff *skb, const struct contex
 		return drop(skb, REASON_GATEWAY_CLOSED);
 	if (type_code != request && !(cfg->vrf && type_code == reply))
 		return drop(skb, REASON_GATEWAY_CLOSED);
-	return cfg->vrf ? hand_up(skb) : echo(skb, ctx->v4, offset, request);
+	return cfg->vrf ? hand_up(skb, port) : echo(skb, port, ctx->v4, offset, request);
 }
 
 SEC("tc")
 int stage_gateway(struct __sk_buff *skb)
 {
-	__u32 ifindex = skb->ifindex;
-	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
 	struct context *ctx = context();
-	struct config *cfg = node();
+	struct config *cfg;
+	struct port *port;
 	struct ethhdr eth;
 
-	if (!port || !ctx || !cfg)
+	if (!ctx)
+		return TC_ACT_SHOT;
+	step(skb, ctx, STAGE_GATEWAY);
+	port = find_port(skb->ifindex, ctx->generation);
+	cfg = node(ctx->generation);
+	if (!port || !cfg)
 		return drop(skb, REASON_NO_PORT);
 	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)))
 		return drop(skb, REASON_MALFORMED);
@@ -275,5 +276,5 @@ int stage_gateway(struct __sk_buff *skb)
 		return gateway_arp(skb, port, cfg);
 	if (!ctx->v4 && ctx->nd)
 		return gateway_nd(skb, port, cfg);
-	return gateway_ip(skb, ctx, cfg);
+	return gateway_ip(skb, ctx, port, cfg);
 }

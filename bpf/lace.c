@@ -1,11 +1,25 @@
 //go:build ignore
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The data plane, one compilation unit. A stage is a file; this is their order. A packet of a known flow goes
+ * from its entry program to its end at once; the stages decide what is new.
+ *
+ *   container veth   pod_l3 ─┬─ gateway
+ *                            └─ route ── deliver ── uplink or container
+ *   uplink           uplink ─── route ── deliver ── container
+ */
 #include <stdbool.h>
 #include <stddef.h>
-#include <linux/bpf.h>
-#include <linux/types.h>
-#include "lib/maps.h"
-#include <linux/pkt_cls.h>
+#include "classify.h"
+#include "gateway.h"
+#include "route.h"
+#include "deliver.h"
+#include "error.h"
+#include "uplink.h"
+#include "collect.h"
+#include "probe.h"
+
+/* Enums and structs reach BTF, and so Go, only where a variable has their type. */
 const enum reason *reason_in_btf __attribute__((unused));
 const enum stage *stage_in_btf __attribute__((unused));
 const enum verdict *verdict_in_btf __attribute__((unused));
@@ -17,11 +31,5 @@ const enum block_flags *block_flags_in_btf __attribute__((unused));
 const enum nexthop_flags *nexthop_flags_in_btf __attribute__((unused));
 const struct collection *collection_in_btf __attribute__((unused));
 const struct event *event_in_btf __attribute__((unused));
-volatile const __u8 decap_by_flags = 1;
-volatile const __u8 explaining = 0;
-SEC("tc") int probe_empty(struct __sk_buff *skb) { 
-	__u32 k = decap_by_flags + explaining; 
-	void *a = bpf_map_lookup_elem(&flows, &k);
-	return TC_ACT_OK + !!a;
-}
+
 char _license[] SEC("license") = "Dual BSD/GPL";

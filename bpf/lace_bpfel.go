@@ -80,8 +80,16 @@ type LaceConfig struct {
 }
 
 type LaceContext struct {
-	_          structs.HostLayout
-	Key        LaceFlowKey
+	_     structs.HostLayout
+	Key   LaceFlowKey
+	Upper struct {
+		_        structs.HostLayout
+		Offset   uint32
+		Id       uint32
+		Later    uint16
+		First    uint8
+		Protocol uint8
+	}
 	Generation uint32
 	Network    uint32
 	Line       uint32
@@ -122,7 +130,7 @@ type LaceContext struct {
 	Nd       uint8
 	Raw      uint8
 	Stage    uint8
-	Pad      uint8
+	Ended    uint8
 	_        [2]byte
 }
 
@@ -507,7 +515,16 @@ const (
 	LaceMapRefusals          = "refusals"
 	LaceMapStages            = "stages"
 	LaceMapTraffic           = "traffic"
+	LaceProgCollect          = "collect"
+	LaceProgPodL3            = "pod_l3"
+	LaceProgProbeDecap       = "probe_decap"
 	LaceProgProbeEmpty       = "probe_empty"
+	LaceProgStageDeliver     = "stage_deliver"
+	LaceProgStageError       = "stage_error"
+	LaceProgStageGateway     = "stage_gateway"
+	LaceProgStageRoute       = "stage_route"
+	LaceProgUplink           = "uplink"
+	LaceProgUplinkRaw        = "uplink_raw"
 	LaceVarBlockFlagsInBtf   = "block_flags_in_btf"
 	LaceVarCollectionInBtf   = "collection_in_btf"
 	LaceVarDecapByFlags      = "decap_by_flags"
@@ -565,7 +582,16 @@ type LaceSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LaceProgramSpecs struct {
-	ProbeEmpty *ebpf.ProgramSpec `ebpf:"probe_empty"`
+	Collect      *ebpf.ProgramSpec `ebpf:"collect"`
+	PodL3        *ebpf.ProgramSpec `ebpf:"pod_l3"`
+	ProbeDecap   *ebpf.ProgramSpec `ebpf:"probe_decap"`
+	ProbeEmpty   *ebpf.ProgramSpec `ebpf:"probe_empty"`
+	StageDeliver *ebpf.ProgramSpec `ebpf:"stage_deliver"`
+	StageError   *ebpf.ProgramSpec `ebpf:"stage_error"`
+	StageGateway *ebpf.ProgramSpec `ebpf:"stage_gateway"`
+	StageRoute   *ebpf.ProgramSpec `ebpf:"stage_route"`
+	Uplink       *ebpf.ProgramSpec `ebpf:"uplink"`
+	UplinkRaw    *ebpf.ProgramSpec `ebpf:"uplink_raw"`
 }
 
 // LaceMapSpecs contains maps before they are loaded into the kernel.
@@ -709,12 +735,30 @@ type LaceVariables struct {
 //
 // It can be passed to LoadLaceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LacePrograms struct {
-	ProbeEmpty *ebpf.Program `ebpf:"probe_empty"`
+	Collect      *ebpf.Program `ebpf:"collect"`
+	PodL3        *ebpf.Program `ebpf:"pod_l3"`
+	ProbeDecap   *ebpf.Program `ebpf:"probe_decap"`
+	ProbeEmpty   *ebpf.Program `ebpf:"probe_empty"`
+	StageDeliver *ebpf.Program `ebpf:"stage_deliver"`
+	StageError   *ebpf.Program `ebpf:"stage_error"`
+	StageGateway *ebpf.Program `ebpf:"stage_gateway"`
+	StageRoute   *ebpf.Program `ebpf:"stage_route"`
+	Uplink       *ebpf.Program `ebpf:"uplink"`
+	UplinkRaw    *ebpf.Program `ebpf:"uplink_raw"`
 }
 
 func (p *LacePrograms) Close() error {
 	return _LaceClose(
+		p.Collect,
+		p.PodL3,
+		p.ProbeDecap,
 		p.ProbeEmpty,
+		p.StageDeliver,
+		p.StageError,
+		p.StageGateway,
+		p.StageRoute,
+		p.Uplink,
+		p.UplinkRaw,
 	)
 }
 

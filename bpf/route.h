@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Route: whose is the destination? Blocks have few distinct lengths in a network, so one exact look-up
- * for each length (longest first) is a third of the cost of a longest-prefix trie. Next: deliver, error.
+ * Route: whose is the destination, and may the sender open a flow there? Its own network is open to it, others as far as
+ * a peering says. Blocks have few distinct lengths in a network, so one exact look-up for each length (longest first) is a
+ * third of the cost of a longest-prefix trie. Next: deliver, error.
  */
 #pragma once
 
-#include "lib/packet.h"
+#include "lib/conntrack.h"
 
-#define ICMP_UNREACHABLE_V4 3
-#define ICMP_UNREACHABLE_V6 1
+#define ICMP_HOST_UNREACHABLE_V4 1
+#define ICMP_PROHIBITED_V4 13 /* the one code that UDP sockets see at once */
+#define ICMP_ADDRESS_UNREACHABLE_V6 3
+#define ICMP_PROHIBITED_V6 1
 
 /* The first bits of a 32-bit word of an address; 0 to 32 of them. */
 static __always_inline __be32 mask_word(__be32 word, int bits)
@@ -20,22 +23,31 @@ static __always_inline __be32 mask_word(__be32 word, int bits)
 	return word & bpf_htonl(~0u << (32 - bits));
 }
 
-static __always_inline struct block *find_block(const struct context *ctx)
+static __always_inline struct network *find_network(const struct context *ctx, __u32 network)
 {
-	struct block_key key;
+	__u32 scope = SCOPE(network, ctx->generation);
+
+	return bpf_map_lookup_elem(&networks, &scope);
+}
+
+static __always_inline struct block *find_block(const struct context *ctx, __u32 id, const struct network *network,
+						const union addr *addr)
+{
+	const __u8 *lengths = ctx->v4 ? network->bits4 : network->bits6;
+	struct block_key key = { .scope = SCOPE(id, ctx->generation) };
 	struct block *block;
 
 #pragma unroll
 	for (int i = 0; i < BLOCK_LENGTHS; i++) {
-		int bits = ctx->bits[i];
+		int bits = lengths[i];
 
 		if (!bits)
 			return NULL;
-		key.network_bits = ctx->network << 8 | bits;
-		key.prefix.be32[0] = mask_word(ctx->dst.be32[0], bits);
-		key.prefix.be32[1] = mask_word(ctx->dst.be32[1], bits - 32);
-		key.prefix.be32[2] = mask_word(ctx->dst.be32[2], bits - 64);
-		key.prefix.be32[3] = mask_word(ctx->dst.be32[3], bits - 96);
+		key.bits = bits;
+		key.prefix.be32[0] = mask_word(addr->be32[0], bits);
+		key.prefix.be32[1] = mask_word(addr->be32[1], bits - 32);
+		key.prefix.be32[2] = mask_word(addr->be32[2], bits - 64);
+		key.prefix.be32[3] = mask_word(addr->be32[3], bits - 96);
 		block = bpf_map_lookup_elem(&blocks, &key);
 		if (block)
 			return block;
@@ -43,33 +55,163 @@ static __always_inline struct block *find_block(const struct context *ctx)
 	return NULL;
 }
 
+/* The peering by which a network may open flows to an address outside of it. */
+static __always_inline struct peering *find_peering(const struct context *ctx, __u32 from, const union addr *to)
+{
+	struct peering_key key = { .prefixlen = 160, .scope = SCOPE(from, ctx->generation), .addr = *to };
+
+	return bpf_map_lookup_elem(&peerings, &key);
+}
+
+/* May a network open flows to that address of another, or the same? The context gets the line that says so. */
+static __always_inline bool is_open(struct context *ctx, __u32 from, __u32 to, const union addr *addr)
+{
+	struct network *network;
+	struct peering *peering;
+
+	if (from == to) {
+		network = find_network(ctx, from);
+		ctx->line = network ? network->line : 0;
+		return network;
+	}
+	peering = find_peering(ctx, from, addr);
+	if (!peering || peering->network != to)
+		return false;
+	ctx->line = peering->line;
+	return true;
+}
+
+static __always_inline int refuse_route(struct __sk_buff *skb, struct context *ctx, enum reason reason)
+{
+	bool absent = reason == REASON_NO_ENDPOINT;
+
+	if (ctx->v4)
+		return refuse(skb, ctx, reason, ICMP_UNREACHABLE_V4,
+			      absent ? ICMP_HOST_UNREACHABLE_V4 : ICMP_PROHIBITED_V4, 0);
+	return refuse(skb, ctx, reason, ICMP_UNREACHABLE_V6, absent ? ICMP_ADDRESS_UNREACHABLE_V6 : ICMP_PROHIBITED_V6,
+		      0);
+}
+
+/* The container here that the packet is for. One that has taken a gone one's address has not opened its flows. */
+static __always_inline enum reason find_endpoint(struct context *ctx)
+{
+	struct endpoint_key key = { .scope = SCOPE(ctx->network, ctx->generation), .addr = ctx->key.dst };
+	struct endpoint *endpoint = bpf_map_lookup_elem(&endpoints, &key);
+
+	if (!endpoint)
+		return REASON_NO_ENDPOINT;
+	if (ctx->known && ctx->ifindex != endpoint->ifindex) {
+		if (ctx->reply)
+			return REASON_NO_FLOW;
+		ctx->known = 0;
+	}
+	ctx->ifindex = endpoint->ifindex;
+	ctx->mac = endpoint->mac;
+	ctx->mtu = endpoint->mtu;
+	return REASON_NONE;
+}
+
+/* An answer goes back where its flow came from: to the container here, or to the node that sent it, if that is still one. */
+static __always_inline enum reason route_answer(struct context *ctx, const struct config *cfg)
+{
+	struct peer_key key = { .slot = SLOT(ctx->generation) };
+	struct peer *peer;
+
+	if (!is_open(ctx, ctx->network, ctx->key.network, &ctx->key.src))
+		return REASON_NO_PEERING;
+	if (ctx->ifindex)
+		return find_endpoint(ctx);
+	key.locator = first_half(&ctx->sid) & cfg->locator_mask;
+	peer = bpf_map_lookup_elem(&peers, &key);
+	if (!peer)
+		return REASON_NO_ROUTE;
+	ctx->peer = peer->index;
+	return REASON_NONE;
+}
+
+static __always_inline enum reason route_new(struct context *ctx, const struct network *own)
+{
+	struct block *block = find_block(ctx, ctx->key.network, own, &ctx->key.dst);
+	__u32 before = ctx->ifindex;
+
+	ctx->network = ctx->key.network;
+	ctx->line = own->line;
+	if (!block) {
+		struct peering *peering = find_peering(ctx, ctx->key.network, &ctx->key.dst);
+		struct network *other;
+
+		if (!peering)
+			return REASON_NO_ROUTE;
+		ctx->network = peering->network;
+		ctx->line = peering->line;
+		other = find_network(ctx, peering->network);
+		block = other ? find_block(ctx, peering->network, other, &ctx->key.dst) : NULL;
+		if (!block)
+			return REASON_NO_ROUTE;
+	}
+	if (block->flags & BLOCK_LOCAL)
+		return find_endpoint(ctx);
+	if (before) /* it was a container's here */
+		ctx->known = 0;
+	ctx->ifindex = 0;
+	ctx->peer = block->peer;
+	ctx->sid = block->sid;
+	return REASON_NONE;
+}
+
+static __always_inline enum reason route_from_container(struct context *ctx, const struct config *cfg)
+{
+	struct network *own = find_network(ctx, ctx->key.network);
+
+	if (!own)
+		return REASON_NO_NETWORK;
+	return ctx->known && ctx->reply ? route_answer(ctx, cfg) : route_new(ctx, own);
+}
+
+/* Nobody out there may speak for a container that is here. */
+static __always_inline bool is_from_here(const struct context *ctx)
+{
+	struct network *network = find_network(ctx, ctx->key.network);
+	struct block *block = network ? find_block(ctx, ctx->key.network, network, &ctx->key.src) : NULL;
+
+	return block && block->flags & BLOCK_LOCAL;
+}
+
+static __always_inline enum reason route_from_underlay(struct context *ctx)
+{
+	struct network *here = find_network(ctx, ctx->network);
+	bool open;
+
+	if (!here || !(here->flags & NETWORK_LOCAL))
+		return REASON_UNKNOWN_NETWORK;
+	ctx->traffic = here->traffic;
+	if (is_from_here(ctx))
+		return REASON_SPOOFED_ADDRESS;
+	open = ctx->known && ctx->reply ? is_open(ctx, ctx->network, ctx->key.network, &ctx->key.src)
+					: is_open(ctx, ctx->key.network, ctx->network, &ctx->key.dst);
+	return open ? find_endpoint(ctx) : REASON_NO_PEERING;
+}
+
 SEC("tc")
 int stage_route(struct __sk_buff *skb)
 {
 	struct context *ctx = context();
-	struct endpoint_key key;
-	struct endpoint *endpoint;
-	struct block *block;
+	struct config *cfg;
+	enum reason reason;
+	__u32 before;
 
 	if (!ctx)
 		return TC_ACT_SHOT;
-	block = find_block(ctx);
-	if (!block) /* "administratively prohibited": the one code that UDP sockets see at once */
-		return refuse(skb, ctx, REASON_NO_ROUTE, ctx->v4 ? ICMP_UNREACHABLE_V4 : ICMP_UNREACHABLE_V6,
-			      ctx->v4 ? 13 : 1, 0);
-	if (!(block->flags & BLOCK_LOCAL)) {
-		ctx->peer = block->peer;
-		ctx->sid = block->sid;
+	step(skb, ctx, STAGE_ROUTE);
+	cfg = node(ctx->generation);
+	if (!cfg)
+		return drop(skb, REASON_NO_NETWORK);
+	before = ctx->network; /* where the flow went, if it is known */
+	reason = ctx->underlay ? route_from_underlay(ctx) : route_from_container(ctx, cfg);
+	if (!reason)
 		return go_to(skb, STAGE_DELIVER);
-	}
-	key.network = ctx->network;
-	key.addr = ctx->dst;
-	endpoint = bpf_map_lookup_elem(&endpoints, &key);
-	if (!endpoint) /* host unreachable, address unreachable */
-		return refuse(skb, ctx, REASON_NO_ENDPOINT, ctx->v4 ? ICMP_UNREACHABLE_V4 : ICMP_UNREACHABLE_V6,
-			      ctx->v4 ? 1 : 3, 0);
-	ctx->ifindex = endpoint->ifindex;
-	ctx->mac = endpoint->mac;
-	ctx->mtu = endpoint->mtu;
-	return go_to(skb, STAGE_DELIVER);
+	end_flow(ctx, before);
+	if (ctx->underlay || reason == REASON_NO_NETWORK || reason == REASON_NO_FLOW)
+		return drop(skb, reason);
+	return refuse_route(skb, ctx, reason);
 }

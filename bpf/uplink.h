@@ -1,19 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Uplink: the entry at an interface of the underlay. Takes what is sent to this node's locator, and
- * nothing else. It is never passed on to the stack: the SID is ours, or the packet is dropped with a reason. Next: deliver.
+ * nothing else. It is never passed on to the stack: the SID is ours, or the packet is dropped with a reason. What belongs to a
+ * known flow goes to its container at once. Next: route.
  *
  * An uplink may have no Ethernet header (WireGuard): then l2 is 0 and one is made before delivery.
  */
 #pragma once
 
-#include "lib/packet.h"
-#include "lib/srv6.h"
+#include "classify.h"
 
-/* The outer packet, read before anything is moved. */
+/* What else of the outer packet counts, read before anything is moved. */
 struct outer {
-	union addr src;
-	union addr dst;
 	__u8 nexthdr; /* of the payload */
 	__u8 ecn;
 	bool srh;
@@ -34,28 +32,49 @@ static __always_inline enum reason parse_srh(struct __sk_buff *skb, struct outer
 	return REASON_NONE;
 }
 
-/* Who sent it, and do SID, source and payload fit together? */
-static __always_inline enum reason check_outer(const struct outer *outer, const struct config *cfg, __u32 *network)
+static __always_inline struct peer *find_sender(const struct context *ctx, const struct config *cfg)
 {
-	__be64 locator = first_half(&outer->src) & cfg->locator_mask;
-	struct sid sid = parse_sid(&outer->dst, cfg->locator_bits);
-	struct sid src = parse_sid(&outer->src, cfg->locator_bits);
-	struct peer *peer = bpf_map_lookup_elem(&peers, &locator);
+	struct peer_key key = { .locator = first_half(&ctx->source) & cfg->locator_mask,
+				.slot = SLOT(ctx->generation) };
+
+	return bpf_map_lookup_elem(&peers, &key);
+}
+
+/* The network that the sender is in: the outer source says, or the topology says it of a router. */
+static __always_inline __u32 network_of(const struct context *ctx, const struct config *cfg)
+{
+	struct sid src = parse_sid(&ctx->source, cfg->locator_bits);
+	struct peer *peer;
+
+	if (src.function == FUNCTION_SOURCE)
+		return src.network;
+	peer = find_sender(ctx, cfg);
+	return peer ? peer->network : 0;
+}
+
+/* Who sent it, and do SID, source and payload fit together? The context learns of the peer and the way back. */
+static __always_inline enum reason check_outer(struct context *ctx, const struct config *cfg, __u8 nexthdr)
+{
+	struct sid sid = parse_sid(&ctx->sid, cfg->locator_bits);
+	struct peer *peer = find_sender(ctx, cfg);
 
 	if (!peer)
 		return REASON_UNKNOWN_SOURCE;
+	ctx->peer = peer->index;
 	if (sid.function != FUNCTION_END_DT46)
 		return REASON_UNKNOWN_FUNCTION;
 	if (sid.tail)
 		return REASON_SID_TAIL;
-	if (outer->nexthdr != IPPROTO_IPIP && outer->nexthdr != IPPROTO_IPV6)
+	if (nexthdr != IPPROTO_IPIP && nexthdr != IPPROTO_IPV6)
 		return REASON_WRONG_PAYLOAD;
-	*network = sid.network;
-	if (peer->network)
-		return peer->network == sid.network ? REASON_NONE : REASON_NETWORK_MISMATCH;
-	if (src.function != FUNCTION_SOURCE)
+	ctx->network = sid.network;
+	if (!ctx->key.network || (peer->network && peer->network != ctx->key.network))
 		return REASON_UNKNOWN_SOURCE;
-	return src.network == sid.network ? REASON_NONE : REASON_NETWORK_MISMATCH;
+	ctx->back = ctx->v4 ? peer->sid4 : peer->sid6;
+	if (is_unspecified(&ctx->back))
+		compose_sid(&ctx->back, first_half(&ctx->source) & cfg->locator_mask, cfg->locator_bits,
+			    FUNCTION_END_DT46, ctx->key.network);
+	return REASON_NONE;
 }
 
 /*
@@ -93,7 +112,7 @@ static __always_inline bool carry_congestion_v6(struct ipv6hdr *ip, __u8 outer)
 	return true;
 }
 
-/* Read the inner packet where it lies, at offset; the context gets its destination. */
+/* Read the inner packet where it lies, at offset; the context gets its flow. */
 static __always_inline enum reason parse_inner_v4(struct __sk_buff *skb, struct context *ctx, __u32 offset, __u8 ecn)
 {
 	struct iphdr *ip = packet_start(skb) + offset;
@@ -101,29 +120,35 @@ static __always_inline enum reason parse_inner_v4(struct __sk_buff *skb, struct 
 
 	if ((void *)(ip + 1) > packet_end(skb) || ip->version != 4 || ip->ihl < 5)
 		return REASON_MALFORMED;
-	total = bpf_ntohs(ip->tot_len);
-	if (!skb->gso_size && (total < ip->ihl * 4u || total > skb->len - offset))
+	total = skb->gso_size ? skb->len - offset : bpf_ntohs(ip->tot_len);
+	if (total < ip->ihl * 4u || total > skb->len - offset)
 		return REASON_MALFORMED;
-	map_v4(&ctx->dst, ip->daddr);
+	ctx->l3_len = total < 0xffff ? total : 0xffff;
+	map_v4(&ctx->key.src, ip->saddr);
+	map_v4(&ctx->key.dst, ip->daddr);
 	if (ecn & 1 && !carry_congestion_v4(ip, ecn)) /* ECT(1) or CE */
 		return REASON_ECN_CONGESTION;
-	return REASON_NONE;
+	return parse_flow(skb, offset, true);
 }
 
 static __always_inline enum reason parse_inner_v6(struct __sk_buff *skb, struct context *ctx, __u32 offset, __u8 ecn)
 {
 	struct ipv6hdr *ip = packet_start(skb) + offset;
+	__u32 total;
 
 	if ((void *)(ip + 1) > packet_end(skb) || ip->version != 6)
 		return REASON_MALFORMED;
-	if (!skb->gso_size && bpf_ntohs(ip->payload_len) + sizeof(*ip) > skb->len - offset)
+	total = skb->gso_size ? skb->len - offset : bpf_ntohs(ip->payload_len) + sizeof(*ip);
+	if (total > skb->len - offset)
 		return REASON_MALFORMED;
-	__builtin_memcpy(&ctx->dst, &ip->daddr, sizeof(ctx->dst));
-	if (is_mapped_v4(&ctx->dst))
+	ctx->l3_len = total < 0xffff ? total : 0xffff;
+	__builtin_memcpy(&ctx->key.src, &ip->saddr, sizeof(ctx->key.src));
+	__builtin_memcpy(&ctx->key.dst, &ip->daddr, sizeof(ctx->key.dst));
+	if (is_mapped_v4(&ctx->key.dst) || is_mapped_v4(&ctx->key.src))
 		return REASON_MALFORMED;
 	if (ecn & 1 && !carry_congestion_v6(ip, ecn))
 		return REASON_ECN_CONGESTION;
-	return REASON_NONE;
+	return parse_flow(skb, offset, true);
 }
 
 static __always_inline enum reason parse_inner(struct __sk_buff *skb, struct context *ctx, const struct outer *outer,
@@ -135,69 +160,111 @@ static __always_inline enum reason parse_inner(struct __sk_buff *skb, struct con
 	return parse_inner_v6(skb, ctx, offset, outer->ecn);
 }
 
-/* Which container is it for? */
-static __always_inline enum reason find_endpoint(struct context *ctx)
+/*
+ * A flow says which outer header its packets have. Its first answer may come with a source that was not seen
+ * yet: then it is looked at as that of a new flow would be, and remembered.
+ */
+static __always_inline bool fits(struct context *ctx, struct flow *flow, const struct config *cfg, __u8 nexthdr)
 {
-	struct endpoint_key key = { .network = ctx->network, .addr = ctx->dst };
-	struct endpoint *endpoint = bpf_map_lookup_elem(&endpoints, &key);
-
-	if (!endpoint)
-		return bpf_map_lookup_elem(&networks, &key.network) ? REASON_NO_ENDPOINT : REASON_UNKNOWN_NETWORK;
-	ctx->ifindex = endpoint->ifindex;
-	ctx->mac = endpoint->mac;
-	return REASON_NONE;
+	if (!same_addr(&ctx->sid, &flow->sid))
+		return false;
+	if (same_addr(&ctx->source, &flow->source))
+		return true;
+	if (check_outer(ctx, cfg, nexthdr))
+		return false;
+	flow->source = ctx->source;
+	return true;
 }
 
-static __always_inline int take(struct __sk_buff *skb, const struct config *cfg, struct outer *outer, __u32 l2)
+static __always_inline int take_new(struct __sk_buff *skb, struct context *ctx, const struct config *cfg,
+				    const struct flow *flow, __u8 nexthdr)
 {
-	struct context *ctx = context();
-	enum reason reason = REASON_NONE;
-	long err;
+	enum reason reason = check_outer(ctx, cfg, nexthdr);
 
-	if (!ctx)
-		return TC_ACT_SHOT;
-	ctx->raw = !l2;
+	if (reason)
+		return drop(skb, reason);
+	if (flow) {
+		union addr sid = ctx->sid;
+		__u32 network = ctx->network;
+
+		recall(ctx, flow);
+		ctx->sid = sid;
+		if (network != flow->network)
+			ctx->known = 0;
+		ctx->network = network;
+		return go_to(skb, STAGE_ROUTE);
+	}
+	if (ctx->kind == PACKET_ICMP_ERROR || is_answer(&ctx->key))
+		return drop(skb, REASON_NO_FLOW);
+	if (ctx->kind == PACKET_LATER_FRAGMENT)
+		return drop(skb, REASON_FRAGMENT_UNKNOWN);
+	return go_to(skb, STAGE_ROUTE);
+}
+
+static __always_inline int take(struct __sk_buff *skb, struct context *ctx, const struct config *cfg,
+				struct outer *outer, __u32 l2)
+{
+	enum reason inner, reason = REASON_NONE;
+	struct flow *flow;
+
 	if (outer->nexthdr == IPPROTO_ICMPV6)
 		return drop(skb, REASON_UNDERLAY_ICMP);
 	if (outer->nexthdr == NEXTHDR_ROUTING)
 		reason = parse_srh(skb, outer, l2);
-	if (!reason)
-		reason = check_outer(outer, cfg, &ctx->network);
-	if (!reason)
-		reason = outer->srh ? parse_inner(skb, ctx, outer, l2 + OUTER_LEN + SRH_LEN)
-				    : parse_inner(skb, ctx, outer, l2 + OUTER_LEN);
-	if (!reason)
-		reason = find_endpoint(ctx);
 	if (reason)
 		return drop(skb, reason);
-	err = outer->srh ? decapsulate(skb, ctx->v4, true) : decapsulate(skb, ctx->v4, false);
-	if (!err && !l2)
-		err = bpf_skb_change_head(skb, ETH_HLEN, 0);
-	if (err)
-		return drop(skb, REASON_DECAP_FAILED);
-	return go_to(skb, STAGE_DELIVER_DECAPSULATED);
+	ctx->srh = outer->srh;
+	ctx->key.network = network_of(ctx, cfg);
+	inner = outer->srh ? parse_inner(skb, ctx, outer, l2 + OUTER_LEN + SRH_LEN)
+			   : parse_inner(skb, ctx, outer, l2 + OUTER_LEN);
+	if (inner) {
+		/* What is wrong with the outer header comes first. */
+		reason = check_outer(ctx, cfg, outer->nexthdr);
+		return drop(skb, reason ?: inner);
+	}
+	flow = find_flow(&ctx->key);
+	if (flow && (!(flow->flags & FLOW_UNDERLAY) || reopens(flow, ctx)))
+		flow = NULL;
+	if (!flow || flow->generation != ctx->generation || !fits(ctx, flow, cfg, outer->nexthdr))
+		return take_new(skb, ctx, cfg, flow, outer->nexthdr);
+	track(flow, ctx);
+	ctx->ifindex = flow->ifindex;
+	ctx->mac = flow->mac;
+	return deliver_decapsulated(skb, ctx, flow->counter);
 }
 
 static __always_inline int from_underlay(struct __sk_buff *skb, __u32 l2)
 {
-	struct config *cfg = node();
 	struct outer outer = {};
+	struct context *ctx;
+	struct config *cfg;
 	struct ipv6hdr *ip;
+	union addr dst;
 
 	/* A tagged frame belongs to a VLAN interface above this one, and others are only overheard. */
-	if (!cfg || skb->vlan_present || skb->pkt_type != PACKET_HOST || skb->protocol != bpf_htons(ETH_P_IPV6))
+	if (skb->vlan_present || skb->pkt_type != PACKET_HOST || skb->protocol != bpf_htons(ETH_P_IPV6))
 		return PASS;
-	pull(skb, l2 + OUTER_LEN + SRH_LEN + sizeof(struct ipv6hdr));
+	cfg = node(active_generation());
+	if (!cfg || !cfg->locator_mask)
+		return PASS;
+	pull(skb, l2 + OUTER_LEN + SRH_LEN + IP_HEADER_MAX + 20);
 	ip = packet_start(skb) + l2;
 	if ((void *)(ip + 1) > packet_end(skb))
 		return PASS;
-	__builtin_memcpy(&outer.dst, &ip->daddr, sizeof(outer.dst));
-	if ((first_half(&outer.dst) & cfg->locator_mask) != cfg->locator || !cfg->locator_mask)
+	__builtin_memcpy(&dst, &ip->daddr, sizeof(dst));
+	if ((first_half(&dst) & cfg->locator_mask) != cfg->locator)
 		return PASS;
-	__builtin_memcpy(&outer.src, &ip->saddr, sizeof(outer.src));
 	outer.nexthdr = ip->nexthdr;
 	outer.ecn = traffic_class(ip) & ECN_MASK;
-	return take(skb, cfg, &outer, l2);
+	ctx = start(skb);
+	cfg = ctx ? node(ctx->generation) : NULL;
+	if (!cfg)
+		return TC_ACT_SHOT;
+	ctx->raw = !l2;
+	ctx->underlay = 1;
+	ctx->sid = dst;
+	__builtin_memcpy(&ctx->source, &ip->saddr, sizeof(ctx->source));
+	return take(skb, ctx, cfg, &outer, l2);
 }
 
 SEC("tc")

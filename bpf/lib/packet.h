@@ -54,16 +54,6 @@ static __always_inline void pull(struct __sk_buff *skb, __u32 len)
 		bpf_skb_pull_data(skb, len < skb->len ? len : skb->len);
 }
 
-static __always_inline void count(struct __sk_buff *skb, __u32 reason)
-{
-	struct counter *counter = bpf_map_lookup_elem(&counters, &reason);
-
-	if (!counter)
-		return;
-	counter->packets++;
-	counter->bytes += skb->len;
-}
-
 static __always_inline struct context *context(void)
 {
 	__u32 zero = 0;
@@ -91,8 +81,29 @@ static __always_inline bool may_tell(struct event_budget *budget)
 	return true;
 }
 
-/* Tell whoever listens of a refused packet. */
-static __noinline int tell(struct __sk_buff *skb, __u32 reason)
+/* Set by `lace explain` in programs of its own, which are never attached. */
+volatile const __u8 explaining = 0;
+
+static __always_inline void describe(struct event *event, const struct __sk_buff *skb, const struct context *ctx)
+{
+	event->time = bpf_ktime_get_ns();
+	event->ifindex = skb->ifindex;
+	event->len = skb->len;
+	event->network = ctx->key.network;
+	event->to = ctx->network;
+	event->line = ctx->line;
+	event->peer = ctx->peer;
+	event->generation = ctx->generation;
+	event->output = ctx->ifindex;
+	event->sid = ctx->sid;
+	event->mtu = ctx->mtu;
+	event->stage = ctx->stage;
+	event->ethernet = !ctx->raw;
+	event->pad = 0;
+}
+
+/* Tell whoever listens. Only refused packets are rationed: of a flow there is one event. */
+__noinline int tell(struct __sk_buff *skb, __u32 reason, __u32 verdict)
 {
 	__u32 zero = 0;
 	struct event_budget *budget = bpf_map_lookup_elem(&event_budgets, &zero);
@@ -100,18 +111,16 @@ static __noinline int tell(struct __sk_buff *skb, __u32 reason)
 	__u64 len = skb->len;
 	struct event *event;
 
-	if (!budget || !ctx || !may_tell(budget))
+	if (!budget || !ctx || (verdict == VERDICT_REFUSED && !may_tell(budget)))
 		return 0;
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event)
 		return 0;
-	event->time = bpf_ktime_get_ns();
+	describe(event, skb, ctx);
 	event->reason = reason;
-	event->ifindex = skb->ifindex;
-	event->len = len;
+	event->verdict = verdict;
 	event->missed = budget->missed;
 	budget->missed = 0;
-	event->ethernet = !ctx->raw;
 	/* Opaque before each check, and two of them: older verifiers learn nothing from one for 0. */
 	asm volatile("" : "+r"(len));
 	if (len > EVENT_HEAD)
@@ -124,18 +133,110 @@ static __noinline int tell(struct __sk_buff *skb, __u32 reason)
 	return 0;
 }
 
+/* The packet has come to a stage. */
+static __always_inline void step(struct __sk_buff *skb, struct context *ctx, enum stage stage)
+{
+	ctx->stage = stage;
+	if (explaining)
+		tell(skb, REASON_NONE, VERDICT_STEP);
+}
+
+/* Count a packet that goes on. index: into traffic. */
+static __always_inline void count(struct __sk_buff *skb, __u32 index)
+{
+	struct counter *counter = bpf_map_lookup_elem(&traffic, &index);
+
+	if (!counter)
+		return;
+	counter->packets++;
+	counter->bytes += skb->len;
+}
+
+static __always_inline __u32 traffic_index(__u32 number, enum reason reason)
+{
+	return number * TRAFFIC_REASONS + reason;
+}
+
+static __always_inline void count_refusal_of(__u32 network, __u32 reason, __u32 len)
+{
+	struct refusal_key key = { .network = network, .reason = reason };
+	struct counter *counter = bpf_map_lookup_elem(&refusals, &key);
+
+	if (counter) {
+		__sync_fetch_and_add(&counter->packets, 1);
+		__sync_fetch_and_add(&counter->bytes, len);
+		return;
+	}
+
+	struct counter first = { .packets = 1, .bytes = len };
+
+	bpf_map_update_elem(&refusals, &key, &first, BPF_NOEXIST);
+}
+
+/* Count a refused packet and tell of it. */
+__noinline int note(struct __sk_buff *skb, __u32 reason)
+{
+	struct counter *counter = bpf_map_lookup_elem(&counters, &reason);
+	struct context *ctx = context();
+
+	if (!counter || !ctx)
+		return 0;
+	counter->packets++;
+	counter->bytes += skb->len;
+	count_refusal_of(ctx->key.network, reason, skb->len);
+	return tell(skb, reason, ctx->ended ? VERDICT_ENDED : VERDICT_REFUSED);
+}
+
 static __always_inline int drop(struct __sk_buff *skb, enum reason reason)
 {
-	count(skb, reason);
-	tell(skb, reason);
+	note(skb, reason);
 	return TC_ACT_SHOT;
 }
 
-static __always_inline struct config *node(void)
+static __always_inline __u32 active_generation(void)
 {
 	__u32 zero = 0;
+	__u32 *active = bpf_map_lookup_elem(&generation, &zero);
 
-	return bpf_map_lookup_elem(&node_config, &zero);
+	return active ? *active : 0;
+}
+
+static __always_inline struct config *node(__u32 of)
+{
+	__u32 slot = SLOT(of);
+
+	return bpf_map_lookup_elem(&node_config, &slot);
+}
+
+/* The context of a packet that has just come in: nothing of the one before is left in what events show. */
+static __always_inline struct context *start(struct __sk_buff *skb)
+{
+	struct context *ctx = context();
+
+	if (!ctx)
+		return NULL;
+	ctx->key.network = 0;
+	ctx->generation = active_generation();
+	__builtin_memset(&ctx->sid, 0, sizeof(ctx->sid));
+	ctx->network = 0;
+	ctx->line = 0;
+	ctx->peer = 0;
+	ctx->ifindex = 0;
+	ctx->traffic = 0;
+	ctx->mtu = 0;
+	ctx->known = 0;
+	ctx->reply = 0;
+	ctx->ended = 0;
+	ctx->raw = 0;
+	step(skb, ctx, STAGE_ENTRY);
+	return ctx;
+}
+
+static __always_inline struct port *find_port(__u32 ifindex, __u32 of)
+{
+	struct port_key key = { .ifindex = ifindex, .slot = SLOT(of) };
+
+	return bpf_map_lookup_elem(&ports, &key);
 }
 
 static __always_inline int go_to(struct __sk_buff *skb, enum stage stage)
@@ -148,8 +249,7 @@ static __always_inline int go_to(struct __sk_buff *skb, enum stage stage)
 static __always_inline int refuse(struct __sk_buff *skb, struct context *ctx, enum reason reason, __u8 type, __u8 code,
 				  __u16 mtu)
 {
-	count(skb, reason);
-	tell(skb, reason);
+	note(skb, reason);
 	ctx->icmp_type = type;
 	ctx->icmp_code = code;
 	ctx->icmp_mtu = mtu;
@@ -225,45 +325,59 @@ static __always_inline void set_tos(struct iphdr *ip, __u8 tos)
 	ip->tos = tos;
 }
 
-/* What lies behind the headers of an IPv6 packet. */
-struct upper {
-	__u32 offset;
-	__u8 protocol; /* ROUTING: a routing header, which no packet here may have */
-	bool later;    /* a fragment, not the first: the offset is inside of the payload */
-};
-
 static __always_inline bool is_extension(__u8 nexthdr)
 {
 	return nexthdr == NEXTHDR_HOP || nexthdr == NEXTHDR_ROUTING || nexthdr == NEXTHDR_FRAGMENT ||
 	       nexthdr == NEXTHDR_AUTH || nexthdr == NEXTHDR_DEST;
 }
 
-/* Go over the extension headers behind the IPv6 header. False: cut short, or too many. */
-static __always_inline bool find_upper(struct __sk_buff *skb, __u8 nexthdr, struct upper *upper)
+/*
+ * Go over the extension headers, the first of which is at offset; the context gets what is behind them. A function of
+ * its own, which the verifier looks at once. False: cut short, or too many.
+ */
+__noinline int find_upper(struct __sk_buff *skb, __u32 offset, __u8 nexthdr)
 {
-	__u8 head[4];
+	struct context *ctx = context();
+	struct upper upper = {};
+	struct {
+		__u8 head[4];
+		__be32 id;
+	} ext;
 
-	upper->offset = ETH_HLEN + sizeof(struct ipv6hdr);
-	upper->later = false;
-	for (int i = 0; i < EXTENSIONS_MAX; i++) {
-		upper->protocol = nexthdr;
-		if (!is_extension(nexthdr) || nexthdr == NEXTHDR_ROUTING)
-			return true;
-		if (bpf_skb_load_bytes(skb, upper->offset, head, sizeof(head)))
+	if (!ctx)
+		return false;
+	for (int i = 0; i < EXTENSIONS_MAX && is_extension(nexthdr) && nexthdr != NEXTHDR_ROUTING && !upper.later;
+	     i++) {
+		if (bpf_skb_load_bytes(skb, offset, &ext, sizeof(ext)))
 			return false;
 		if (nexthdr == NEXTHDR_FRAGMENT) {
-			upper->offset += 8;
-			upper->later = head[2] || head[3] & 0xf8;
+			offset += 8;
+			upper.id = ext.id;
+			upper.later = ext.head[2] << 8 | (ext.head[3] & 0xf8);
+			upper.first = !upper.later && ext.head[3] & 1;
 		} else {
-			upper->offset += nexthdr == NEXTHDR_AUTH ? (head[1] + 2) * 4 : (head[1] + 1) * 8;
+			offset += nexthdr == NEXTHDR_AUTH ? (ext.head[1] + 2) * 4 : (ext.head[1] + 1) * 8;
 		}
-		nexthdr = head[0];
-		if (upper->later) {
-			upper->protocol = nexthdr;
+		nexthdr = ext.head[0];
+	}
+	upper.offset = offset;
+	upper.protocol = nexthdr;
+	ctx->upper = upper;
+	return upper.later || nexthdr == NEXTHDR_ROUTING || !is_extension(nexthdr);
+}
+
+/* Read len bytes at offset; directly where they are in the linear part. len is a literal. */
+static __always_inline bool load(struct __sk_buff *skb, __u64 offset, void *to, __u32 len)
+{
+	if (offset < 256) {
+		void *from = packet_start(skb) + offset;
+
+		if (from + len <= packet_end(skb)) {
+			__builtin_memcpy(to, from, len);
 			return true;
 		}
 	}
-	return false;
+	return !bpf_skb_load_bytes(skb, offset, to, len);
 }
 
 static __always_inline __u8 traffic_class(const struct ipv6hdr *ip)

@@ -57,11 +57,11 @@ enum reason {
 	REASON_STAGE_MISSING, /* a tail call found no program */
 
 	/* Refused for what is known of flows. */
-	REASON_CONNTRACK_FULL,	   /* the table takes no more flows */
-	REASON_NO_FLOW,		   /* an ICMP error or answer that belongs to no flow */
-	REASON_FRAGMENT_UNKNOWN,   /* a later fragment whose first was not seen */
-	REASON_FRAGMENT_TINY,	   /* a fragment that cuts the transport header (RFC 1858) */
-	REASON_NO_NETWORK,	   /* the container's network is not in the topology any more */
+	REASON_CONNTRACK_FULL,	 /* the table takes no more flows */
+	REASON_NO_FLOW,		 /* an ICMP error or answer that belongs to no flow */
+	REASON_FRAGMENT_UNKNOWN, /* a later fragment whose first was not seen */
+	REASON_FRAGMENT_TINY,	 /* a fragment that cuts the transport header (RFC 1858) */
+	REASON_NO_NETWORK,	 /* the container's network is not in the topology any more */
 
 	REASON_MAX,
 };

@@ -69,6 +69,24 @@ static __always_inline struct sid parse_sid(const union addr *addr, __u8 locator
 	return sid;
 }
 
+/* The other way round. locator: its first 64 bits, zero behind its length. */
+static __always_inline void compose_sid(union addr *sid, __be64 locator, __u8 locator_bits, __u16 function,
+					__u32 network)
+{
+	__u64 rest = (__u64)function << 48 | (__u64)network << 24;
+	__be64 halves[2] = { locator, 0 };
+
+	if (locator_bits < 64) {
+		__u8 bits = locator_bits & 63;
+
+		halves[0] |= bpf_cpu_to_be64(rest >> bits);
+		halves[1] = bits ? bpf_cpu_to_be64(rest << (64 - bits)) : 0;
+	} else {
+		halves[1] = bpf_cpu_to_be64(rest);
+	}
+	__builtin_memcpy(sid, halves, sizeof(*sid));
+}
+
 /*
  * A packet that came out of the overlay and goes back into it is still marked as encapsulated, and
  * the kernel refuses to do that twice. One that needs no segmentation can do without; only

@@ -71,8 +71,8 @@ enum network_flags {
 /* A network that this node has, or that one of those is peered with; key: scope. */
 struct network {
 	__u32 flags;
-	__u32 line;	/* of the topology */
-	__u32 traffic;	/* number of its counters, 1 and up; see the map */
+	__u32 line;		   /* of the topology */
+	__u32 traffic;		   /* number of its counters, 1 and up; see the map */
 	__u8 bits4[BLOCK_LENGTHS]; /* lengths of its blocks, longest first, 0 ends; IPv6 bits */
 	__u8 bits6[BLOCK_LENGTHS];
 };
@@ -114,8 +114,8 @@ struct peer_key {
 
 /* Another node. */
 struct peer {
-	__u32 index;   /* into the nexthops */
-	__u32 network; /* a router's one network; 0: the outer source tells */
+	__u32 index;	 /* into the nexthops */
+	__u32 network;	 /* a router's one network; 0: the outer source tells */
 	union addr sid4; /* a router's SIDs; 0: composed of locator and network */
 	union addr sid6;
 };
@@ -140,11 +140,11 @@ struct nexthop {
  * How long a flow may be idle, in ticks of 2^30 ns (1.07 s). RFC 5382 REQ-5, RFC 4787 REQ-5, RFC 5508 REQ-1.
  */
 struct timeouts {
-	__u32 tcp_opening;     /* not established yet */
+	__u32 tcp_opening; /* not established yet */
 	__u32 tcp_established;
-	__u32 tcp_closing;     /* one side has closed */
-	__u32 tcp_closed;      /* both have, or one has reset it */
-	__u32 udp_new;	       /* not answered yet */
+	__u32 tcp_closing; /* one side has closed */
+	__u32 tcp_closed;  /* both have, or one has reset it */
+	__u32 udp_new;	   /* not answered yet */
 	__u32 udp;
 	__u32 icmp;
 	__u32 other; /* every other protocol */
@@ -216,20 +216,20 @@ enum flow_flags {
 struct flow {
 	__u64 packets;
 	__u64 bytes;
-	__u32 since;	  /* tick: first packet */
-	__u32 seen;	  /* tick: last packet that counts */
-	__u32 generation; /* of the decision, whole value */
-	__u32 network;	  /* the receiver's */
-	__u32 line;	  /* of the topology that lets it pass */
-	__u32 counter;	  /* index into traffic */
-	__u32 ifindex;	  /* host end of the local container; 0: to another node */
-	__u32 peer;	  /* nexthop of that node */
-	__u32 seq;	  /* TCP: sequence number that is due next */
-	__u32 ack;	  /* TCP: last acknowledgement */
-	union addr sid;	  /* outer destination, sent or expected */
+	__u32 since;	   /* tick: first packet */
+	__u32 seen;	   /* tick: last packet that counts */
+	__u32 generation;  /* of the decision, whole value */
+	__u32 network;	   /* the receiver's */
+	__u32 line;	   /* of the topology that lets it pass */
+	__u32 counter;	   /* index into traffic */
+	__u32 ifindex;	   /* host end of the local container; 0: to another node */
+	__u32 peer;	   /* nexthop of that node */
+	__u32 seq;	   /* TCP: sequence number that is due next */
+	__u32 ack;	   /* TCP: last acknowledgement */
+	union addr sid;	   /* outer destination, sent or expected */
 	union addr source; /* UNDERLAY: outer source that was last found good */
-	struct mac mac;	  /* of the local container */
-	__u16 mtu;	  /* largest packet that it takes */
+	struct mac mac;	   /* of the local container */
+	__u16 mtu;	   /* largest packet that it takes */
 	__u8 state;
 	__u8 flags;
 	__u8 pad[6];
@@ -252,27 +252,37 @@ struct fragment {
 
 /* What a run of the collector is told, and tells. It is the context of a syscall program. */
 struct collection {
-	__u32 now;	   /* in: tick; out: the same */
-	__u32 pressure;	   /* in: 1: closed flows and unanswered ones go early */
-	__u32 all;	   /* in: 1: whatever the age, all that the filter takes */
-	__u32 network;	   /* in: only flows from or to it; 0: any */
-	union addr addr;   /* in: only flows from or to it; 0: any */
-	__u32 entries;	   /* out: entries that stay, both directions of a flow counted */
-	__u32 collected;   /* out: entries that were removed */
+	__u32 now;		   /* in: tick; a syscall program cannot read the coarse clock itself */
+	__u32 pressure;		   /* in: 1: closed flows and unanswered ones go early */
+	__u32 all;		   /* in: 1: whatever the age, all that the filter takes */
+	__u32 network;		   /* in: only flows from or to it; 0: any */
+	union addr addr;	   /* in: only flows from or to it; 0: any */
+	__u32 entries;		   /* out: entries that stay, both directions of a flow counted */
+	__u32 collected;	   /* out: entries that were removed */
 	__u32 states[FLOW_STATES]; /* out: entries that stay, by state */
 	__u32 pad;
+};
+
+/* What lies behind the headers of an IPv6 packet. */
+struct upper {
+	__u32 offset;
+	__be32 id;     /* of the fragmented packet */
+	__u16 later;   /* a fragment, not the first: where it lies in the payload; the offset is inside of that */
+	__u8 first;    /* a fragment, the first of several */
+	__u8 protocol; /* ROUTING: a routing header, which no packet here may have */
 };
 
 /* What the stages hand on, one per CPU. Valid from an entry program to the end of its tail calls. */
 struct context {
 	struct flow_key key; /* of the packet; an ICMP error has that of its flow */
+	struct upper upper;  /* as find_upper left it */
 	__u32 generation;
-	__u32 network;	/* the receiver's */
+	__u32 network; /* the receiver's */
 	__u32 line;
-	__u32 traffic;	/* number of the counters of the network that the container here is in */
-	__u32 ifindex;	/* deliver: host end of the local container */
-	__u32 peer;	/* deliver: nexthop of a remote one; from the underlay: of the sender */
-	__u32 seq;	/* TCP: number that is due after this packet */
+	__u32 traffic; /* number of the counters of the network that the container here is in */
+	__u32 ifindex; /* deliver: host end of the local container */
+	__u32 peer;    /* deliver: nexthop of a remote one; from the underlay: of the sender */
+	__u32 seq;     /* TCP: number that is due after this packet */
 	__u32 ack;
 	union addr source; /* outer source, sent or found */
 	union addr sid;	   /* outer destination, sent or found */
@@ -281,20 +291,20 @@ struct context {
 	__u16 mtu;	   /* deliver: largest packet that the local container takes */
 	__u16 l3_len;	   /* bytes from the IP header on */
 	__u8 v4;
-	__u8 tos; /* type of service or traffic class */
-	__u8 tcp; /* flags */
-	__u8 kind; /* enum packet_kind */
-	__u8 known; /* the flow has entries, of an older generation */
-	__u8 reply; /* known: against the direction in which it was opened */
+	__u8 tos;      /* type of service or traffic class */
+	__u8 tcp;      /* flags */
+	__u8 kind;     /* enum packet_kind */
+	__u8 known;    /* the flow has entries, of an older generation */
+	__u8 reply;    /* known: against the direction in which it was opened */
 	__u8 underlay; /* came in from another node */
 	__u8 srh;      /* and has a segment routing header */
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u16 icmp_mtu;
-	__u8 nd;  /* gateway: neighbour discovery */
-	__u8 raw; /* the packet came in without an Ethernet header */
+	__u8 nd;    /* gateway: neighbour discovery */
+	__u8 raw;   /* the packet came in without an Ethernet header */
 	__u8 stage; /* where the packet is */
-	__u8 pad;
+	__u8 ended; /* the flow was let pass before, and is not any more */
 };
 
 enum packet_kind {
@@ -319,17 +329,17 @@ enum verdict {
 struct event {
 	__u64 time; /* ns, monotonic clock */
 	__u32 reason;
-	__u32 ifindex;	/* where it came in */
-	__u32 len;	/* of the packet, from its first header on */
-	__u32 missed;	/* events before this one, on this CPU, that were too many */
-	__u32 network;	/* the sender's; 0: not known */
-	__u32 to;	/* the receiver's; 0: not known */
-	__u32 line;	/* of the topology that decided; 0: none */
-	__u32 peer;	/* node that it goes to, or comes from; 0: neither */
+	__u32 ifindex;	  /* where it came in */
+	__u32 len;	  /* of the packet, from its first header on */
+	__u32 missed;	  /* events before this one, on this CPU, that were too many */
+	__u32 network;	  /* the sender's; 0: not known */
+	__u32 to;	  /* the receiver's; 0: not known */
+	__u32 line;	  /* of the topology that decided; 0: none */
+	__u32 peer;	  /* node that it goes to, or comes from; 0: neither */
 	__u32 generation; /* whose slot has that peer */
-	__u32 output;	/* interface of the local container that it goes to; 0: none */
-	union addr sid; /* outer destination, sent or found; 0: none */
-	__u16 mtu;	/* explain only: largest packet on the way */
+	__u32 output;	  /* interface of the local container that it goes to; 0: none */
+	union addr sid;	  /* outer destination, sent or found; 0: none */
+	__u16 mtu;	  /* explain only: largest packet on the way */
 	__u16 head_len;
 	__u8 verdict;
 	__u8 stage;

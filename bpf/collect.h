@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Collect: takes idle flows out of the table, in the kernel, as reading them all out and back in would take thirty times as
+ * long. The agent runs it; no packet waits for it.
+ */
+#pragma once
+
+#include "lib/conntrack.h"
+
+/* Under pressure closed flows have to go, and those that nobody answered: the others are what the table is for. */
+#define PRESSED_CLOSED 2
+#define PRESSED_UNANSWERED 16
+
+struct bpf_map;
+
+struct scan {
+	struct timeouts timeouts;
+	union addr addr;
+	__u32 network;
+	__u32 now;
+	__u32 pressure;
+	__u32 all;
+	__u32 entries;
+	__u32 collected;
+	__u32 states[FLOW_STATES];
+};
+
+static __always_inline __u32 tcp_timeout(const struct timeouts *t, __u8 state)
+{
+	if (state == FLOW_ESTABLISHED)
+		return t->tcp_established;
+	if (state == FLOW_CLOSING)
+		return t->tcp_closing;
+	return state == FLOW_CLOSED ? t->tcp_closed : t->tcp_opening;
+}
+
+static __always_inline __u32 timeout(const struct timeouts *t, __u8 protocol, __u8 state)
+{
+	switch (protocol) {
+	case IPPROTO_TCP:
+		return tcp_timeout(t, state);
+	case IPPROTO_UDP:
+		return state == FLOW_NEW ? t->udp_new : t->udp;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return t->icmp;
+	}
+	return t->other;
+}
+
+static __always_inline __u32 press(__u32 limit, __u8 state)
+{
+	if (state == FLOW_CLOSED && limit > PRESSED_CLOSED)
+		return PRESSED_CLOSED;
+	if (state <= FLOW_ANSWERED && limit > PRESSED_UNANSWERED)
+		return PRESSED_UNANSWERED;
+	return limit;
+}
+
+static __always_inline bool is_idle(const struct flow *flow, __u32 now, __u32 limit)
+{
+	return (__s32)(now - flow->seen) >= (__s32)limit;
+}
+
+/* Is the flow one that the filter takes? Zero fields take all. */
+static __always_inline bool is_meant(const struct scan *scan, const struct flow_key *key, const struct flow *flow)
+{
+	if (scan->network && scan->network != key->network && scan->network != flow->network)
+		return false;
+	return is_unspecified(&scan->addr) || same_addr(&scan->addr, &key->src) || same_addr(&scan->addr, &key->dst);
+}
+
+static long visit(struct bpf_map *table, struct flow_key *key, struct flow *flow, struct scan *scan)
+{
+	__u8 state = flow->state < FLOW_STATES ? flow->state : 0;
+	__u32 limit = timeout(&scan->timeouts, key->protocol, state);
+	struct flow_key back, own = *key;
+	struct flow *partner;
+	bool gone;
+
+	if (scan->pressure)
+		limit = press(limit, state);
+	turn(&back, &own, flow->network);
+	gone = scan->all ? is_meant(scan, &own, flow) : is_idle(flow, scan->now, limit);
+	/* As long as one direction is in use the other one stays. */
+	if (gone && !scan->all) {
+		partner = bpf_map_lookup_elem(table, &back);
+		gone = !partner || is_idle(partner, scan->now, limit);
+	}
+	if (!gone) {
+		scan->entries++;
+		if (state < FLOW_STATES)
+			scan->states[state]++;
+		return 0;
+	}
+	scan->collected++;
+	if (!bpf_map_delete_elem(table, &back))
+		scan->collected++;
+	bpf_map_delete_elem(table, &own);
+	return 0;
+}
+
+SEC("syscall")
+int collect(struct collection *args)
+{
+	struct config *cfg = node(active_generation());
+	void *table = flow_table();
+	struct scan scan = {};
+
+	if (!cfg || !table)
+		return 1;
+	scan.timeouts = cfg->timeouts;
+	scan.now = args->now;
+	scan.pressure = args->pressure;
+	scan.all = args->all;
+	scan.network = args->network;
+	__builtin_memcpy(&scan.addr, &args->addr, sizeof(scan.addr));
+	bpf_for_each_map_elem(table, visit, &scan, 0);
+	args->entries = scan.entries;
+	args->collected = scan.collected;
+#pragma unroll
+	for (int i = 0; i < FLOW_STATES; i++)
+		args->states[i] = scan.states[i];
+	return 0;
+}
