@@ -369,6 +369,8 @@ __noinline int find_upper(struct __sk_buff *skb, __u32 offset, __u8 nexthdr)
 /* Read len bytes at offset; directly where they are in the linear part. len is a literal. */
 static __always_inline bool load(struct __sk_buff *skb, __u64 offset, void *to, __u32 len)
 {
+	/* Opaque before the check, so that what is checked is the register that is used. */
+	asm volatile("" : "+r"(offset));
 	if (offset < 256) {
 		void *from = packet_start(skb) + offset;
 
