@@ -3,10 +3,7 @@
 package maps
 
 import (
-	"errors"
 	"fmt"
-
-	"github.com/cilium/ebpf"
 
 	"github.com/lace-net/lace/bpf"
 )
@@ -42,7 +39,7 @@ var reasons = []struct{ name, help string }{
 	bpf.LaceReasonREASON_UNKNOWN_FUNCTION:     {"unknown_function", "SID with a function that this node does not have"},
 	bpf.LaceReasonREASON_UNKNOWN_NETWORK:      {"unknown_network", "SID with a network that this node does not have"},
 	bpf.LaceReasonREASON_SID_TAIL:             {"sid_tail", "SID with bits set behind its network"},
-	bpf.LaceReasonREASON_NO_PEERING:            {"no_peering", "outer source and SID name two networks that no peering joins"},
+	bpf.LaceReasonREASON_NO_PEERING:           {"no_peering", "outer source and SID name two networks that no peering joins"},
 	bpf.LaceReasonREASON_WRONG_PAYLOAD:        {"wrong_payload", "the next header does not fit the SID's function"},
 	bpf.LaceReasonREASON_SEGMENTS_LEFT:        {"segments_left", "segment routing header that is not at its last segment"},
 	bpf.LaceReasonREASON_ROUTING_HEADER:       {"routing_header", "routing header of another type or length than one segment"},
@@ -55,6 +52,11 @@ var reasons = []struct{ name, help string }{
 	bpf.LaceReasonREASON_ICMP_FAILED:          {"icmp_failed", "an answer to the sender could not be built"},
 	bpf.LaceReasonREASON_ICMP_LIMITED:         {"icmp_limited", "the container has had too many error answers lately"},
 	bpf.LaceReasonREASON_STAGE_MISSING:        {"stage_missing", "a tail call found no program"},
+	bpf.LaceReasonREASON_CONNTRACK_FULL:       {"conntrack_full", "the table of flows takes no new one; those that are in it go on"},
+	bpf.LaceReasonREASON_NO_FLOW:              {"no_flow", "an ICMP error or answer that belongs to no flow"},
+	bpf.LaceReasonREASON_FRAGMENT_UNKNOWN:     {"fragment_unknown", "a later fragment of a packet whose first was not seen"},
+	bpf.LaceReasonREASON_FRAGMENT_TINY:        {"fragment_tiny", "a fragment that cuts the transport header (RFC 1858)"},
+	bpf.LaceReasonREASON_NO_NETWORK:           {"no_network", "the container's network is in the topology no more"},
 }
 
 // ReasonName is the word for a reason: "no_route".
@@ -75,37 +77,6 @@ func ReasonHelp(r Reason) string {
 
 // IsRefusal tells reasons that end a packet from those that send it on.
 func IsRefusal(r Reason) bool { return r > bpf.LaceReasonREASON_GATEWAY_PASSED }
-
-// Counter is how often a reason was given.
-type Counter struct {
-	Reason  Reason
-	Packets uint64
-	Bytes   uint64 // frames as the program saw them, Ethernet header included
-}
-
-// Counters reads all reasons that were given at least once, in the order of the enum.
-func (m *Maps) Counters() ([]Counter, error) {
-	var out []Counter
-	for i := range m.counters.MaxEntries() {
-		var perCPU []bpf.LaceCounter
-		err := m.counters.Lookup(i, &perCPU)
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			break
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read row %d of map counters: %w", i, err)
-		}
-		c := Counter{Reason: Reason(i)}
-		for _, v := range perCPU {
-			c.Packets += v.Packets
-			c.Bytes += v.Bytes
-		}
-		if c.Packets > 0 {
-			out = append(out, c)
-		}
-	}
-	return out, nil
-}
 
 // KnownReason says whether there is a reason of that word.
 func KnownReason(name string) bool {
