@@ -4,6 +4,7 @@ package topology
 
 import (
 	"errors"
+	"slices"
 	"testing"
 )
 
@@ -11,7 +12,9 @@ import (
 // has a canonical text that says the same.
 func FuzzParse(f *testing.F) {
 	f.Add(base)
-	for _, c := range errorCases {
+	f.Add(nets + peering("{ env = 'prod' }", "{ env = 'prod' }") + peering("'web'", "'db'") + "bidirectional = true\n[conntrack]\nmax = 4096\nudp = \"6m\"\n")
+	f.Add("peering = [{ from = 'web', to.tier = 'db' }]\n" + nets)
+	for _, c := range slices.Concat(errorCases, peeringErrors, conntrackErrors) {
 		if len(c.text) < 2000 {
 			f.Add(c.text)
 		}

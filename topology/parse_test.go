@@ -125,7 +125,7 @@ func TestBlocksThroughSubnets(t *testing.T) {
 }
 
 // errorCases are right but for one thing each; want is the whole text of all errors.
-var errorCases = []struct{ name, text, want string }{
+var errorCases = []errorCase{
 	// syntax
 	{"syntax", change(3, `locator-block = 5f00::`), `t.toml:3: underlay.locator-block: expected`},
 	{"unclosed string", change(5, `underlay = "fd00`), `t.toml:5: node.edge-1.underlay: strings cannot contain newlines`},
@@ -268,8 +268,12 @@ func networks(n int) string {
 	return b.String()
 }
 
-func TestErrors(t *testing.T) {
-	for _, c := range errorCases {
+type errorCase struct{ name, text, want string }
+
+func TestErrors(t *testing.T) { checkErrors(t, errorCases) }
+
+func checkErrors(t *testing.T, cases []errorCase) {
+	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			start := time.Now()
 			_, err := Parse("t.toml", []byte(c.text))
@@ -336,6 +340,7 @@ func roundTrip(t *testing.T, top *Topology) {
 	opts := cmp.Options{
 		cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty(), cmp.AllowUnexported(Network{}),
 		cmpopts.IgnoreFields(Node{}, "Line"), cmpopts.IgnoreFields(Network{}, "Line"),
+		cmpopts.IgnoreFields(Peering{}, "Line"),
 	}
 	if diff := cmp.Diff(top, again, opts); diff != "" {
 		t.Errorf("(-file +canonical):\n%s", diff)
@@ -350,7 +355,7 @@ func TestHash(t *testing.T) {
 			t.Errorf("hash %s, want %s, of\n%s", got, h, text)
 		}
 	}
-	other := []string{change(12, "id = 101"), change(5, "underlay = 'fd00:a::3'"), base + "block-size.v4 = 25\n", change(3, "locator-block = '5f00:1ace::/32'\nencapsulation = 'srh'"), change(13, `subnets = ["fd40::/48", "10.40.0.0/17"]`)}
+	other := []string{change(12, "id = 101"), change(5, "underlay = 'fd00:a::3'"), base + "block-size.v4 = 25\n", base + "labels.a = 'b'\n", base + "[conntrack]\nudp = '6m'\n", change(3, "locator-block = '5f00:1ace::/32'\nencapsulation = 'srh'"), change(13, `subnets = ["fd40::/48", "10.40.0.0/17"]`)}
 	for _, text := range other {
 		if got := mustParse(t, text).Hash; got == h {
 			t.Errorf("the same hash for\n%s", text)
@@ -372,6 +377,9 @@ func TestLargeFiles(t *testing.T) {
 		"inline":        "a = " + strings.Repeat("{a=", MaxFile/4),
 		"long paths":    "[" + strings.Repeat("a", 250) + "]\n" + numbered("k%d=1\n", 80000),
 		"errors":        base + "labels = { " + numbered("k%d=1,", 80000) + "}",
+		"peerings":      nets + strings.Repeat("[[peering]]\nfrom={env='prod'}\nto='db'\n", 25000),
+		"wrong peers":   nets + networks(1000) + strings.Repeat("[[peering]]\nfrom='abc'\nto='def'\n", 25000),
+		"meshes":        strings.Replace(meshed(250), "[[peering]]", strings.Repeat(peering("{ mesh = 'all' }", "{ mesh = 'all' }"), 10000)+"[[peering]]", 1),
 		"unknown words": base + strings.Replace(networks(1000), "subnets", "subnet", -1),
 	} {
 		t.Run(name, func(t *testing.T) {

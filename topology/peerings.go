@@ -316,6 +316,10 @@ func (r *resolver) overlap(x, y placed, near []set) {
 	if !direct && !shared {
 		return
 	}
+	if r.full() {
+		r.wrong++ // there may be half a million, and no text of them is shown
+		return
+	}
 	if cmp.Or(cmp.Compare(x.line, y.line), cmp.Compare(x.network, y.network)) > 0 {
 		x, y = y, x
 	}

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/lace-net/lace/topology"
 )
@@ -25,8 +26,11 @@ func runCheck(_ context.Context, e *env, args []string) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(e.stdout, "%s: ok, topology %s, %s, %s\n", file, t.Hash,
-		count(len(t.Nodes), "node"), count(len(t.Networks), "network"))
+	parts := []string{count(len(t.Nodes), "node"), count(len(t.Networks), "network")}
+	if n := len(t.Peerings); n > 0 {
+		parts = append(parts, count(n, "peering"))
+	}
+	_, err = fmt.Fprintf(e.stdout, "%s: ok, topology %s, %s\n", file, t.Hash, strings.Join(parts, ", "))
 	return err
 }
 

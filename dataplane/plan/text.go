@@ -94,6 +94,11 @@ func (p *Plan) names() names {
 	return n
 }
 
+// network is the name of a network, or its number where the plan has none of its own of it.
+func (n names) network(id topology.NetworkID) string {
+	return cmp.Or(n.networks[id], fmt.Sprint(id))
+}
+
 func (p *Plan) interfaceRows() [][]string {
 	var rows [][]string
 	for _, n := range p.Networks {
@@ -139,7 +144,7 @@ func (p *Plan) sidRows(names names) [][]string {
 			continue
 		}
 		seen[b] = true
-		rows = append(rows, []string{b.SID.String(), "send", names.networks[b.Network], "to " + names.peers[b.Peer]})
+		rows = append(rows, []string{b.SID.String(), "send", names.network(b.Network), "to " + names.peers[b.Peer]})
 	}
 	return rows
 }
@@ -151,7 +156,7 @@ func (p *Plan) blockRows(names names) [][]string {
 		if !b.Local {
 			where = fmt.Sprintf("on %s", names.peers[b.Peer])
 		}
-		rows = append(rows, []string{names.networks[b.Network], b.Prefix.String(), where})
+		rows = append(rows, []string{names.network(b.Network), b.Prefix.String(), where})
 	}
 	return rows
 }
@@ -161,7 +166,7 @@ func (p *Plan) peeringRows(names names) [][]string {
 	var rows [][]string
 	for _, peering := range p.Peerings {
 		rows = append(rows, []string{
-			names.networks[peering.From] + " > " + names.networks[peering.To], peering.Prefix.String(), fmt.Sprintf("line %d", peering.Line),
+			names.network(peering.From) + " > " + names.network(peering.To), peering.Prefix.String(), fmt.Sprintf("line %d", peering.Line),
 		})
 	}
 	return rows
@@ -213,7 +218,7 @@ func (p *Plan) mapRows(names names) [][]string {
 
 func peerValue(peer Peer, names names) string {
 	if peer.Kind == topology.KindRouter {
-		return fmt.Sprintf("index %d, router of %s", peer.Index, cmp.Or(names.networks[peer.Network], fmt.Sprint(peer.Network)))
+		return fmt.Sprintf("index %d, router of %s", peer.Index, names.network(peer.Network))
 	}
 	return fmt.Sprintf("index %d", peer.Index)
 }

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/lace-net/lace/topology"
+)
+
+// Change is one difference between two plans.
+type Change struct {
+	Op     string `json:"op"`     // "+" for what comes, "-" for what goes, "~" for what stays but differs
+	Object string `json:"object"` // "network backend", "peering web > db 10.50.0.0/24"
+	Text   string `json:"text"`   // what it is; for "~" what differs: "id 100, was 101"
+}
+
+// String is the change on one line: "+ network backend: id 100, …".
+func (c Change) String() string { return fmt.Sprintf("%s %s: %s", c.Op, c.Object, c.Text) }
+
+// Diff says what becomes of one plan when another takes its place. Objects come in the order of a
+// Plan's fields, of each kind first what goes and then what is new or differs. The numbers that a plan gives to peers, the
+// lines of the file and its hash are no differences of their own: the traffic does not depend on them.
+func Diff(old, new *Plan) []Change {
+	var changes []Change
+	before, after := old.objects(), new.objects()
+	for i := range after {
+		changes = append(changes, compare(before[i], after[i])...)
+	}
+	return changes
+}
+
+// object is a part of a plan by the name that it keeps from plan to plan.
+type object struct {
+	name  string
+	facts []fact
+}
+
+// fact is one thing about an object. Objects of one kind have the same facts in the same order.
+type fact struct{ name, value string }
+
+func (o object) String() string {
+	words := make([]string, 0, len(o.facts))
+	for _, f := range o.facts {
+		if f.value != "" {
+			words = append(words, f.String())
+		}
+	}
+	return strings.Join(words, ", ")
+}
+
+func (f fact) String() string { return strings.TrimSpace(f.name + " " + f.value) }
+
+// compare takes the objects of one kind.
+func compare(old, new []object) []Change {
+	before, after := byName(old), byName(new)
+	var changes []Change
+	for _, o := range old {
+		if _, stays := after[o.name]; !stays {
+			changes = append(changes, Change{"-", o.name, o.String()})
+		}
+	}
+	for _, o := range new {
+		was, there := before[o.name]
+		if !there {
+			changes = append(changes, Change{"+", o.name, o.String()})
+		} else if text := differences(was, o); text != "" {
+			changes = append(changes, Change{"~", o.name, text})
+		}
+	}
+	return changes
+}
+
+func byName(objects []object) map[string]object {
+	names := make(map[string]object, len(objects))
+	for _, o := range objects {
+		names[o.name] = o
+	}
+	return names
+}
+
+func differences(old, new object) string {
+	var words []string
+	for i, f := range new.facts {
+		if was := old.facts[i].value; was != f.value {
+			words = append(words, fact{f.name, orNone(f.value)}.String()+", was "+orNone(was))
+		}
+	}
+	return strings.Join(words, "; ")
+}
+
+func orNone(value string) string {
+	if value == "" {
+		return "none"
+	}
+	return value
+}
+
+// objects are all parts of the plan, by kind.
+func (p *Plan) objects() [][]object {
+	names := p.names()
+	return [][]object{
+		{p.nodeObject()}, each(names, p.Networks, networkObject), each(names, p.Peers, peerObject),
+		each(names, p.Foreign, foreignObject), each(names, p.Blocks, blockObject), each(names, p.Peerings, peeringObject),
+		{conntrackObject(p.Conntrack)}, each(names, p.Ports, portObject),
+	}
+}
+
+func each[T any](names names, list []T, describe func(T, names) object) []object {
+	objects := make([]object, len(list))
+	for i, v := range list {
+		objects[i] = describe(v, names)
+	}
+	return objects
+}
+
+func (p *Plan) nodeObject() object {
+	return object{"node", []fact{
+		{"name", p.Node}, {"underlay", address(p.Underlay)}, {"locator", p.Locator.String()}, {"locator-block", p.LocatorBlock.String()},
+		{"encapsulation", p.Encapsulation.String()}, {"uplinks", strings.Join(p.Uplinks, " ")}, {"via", address(p.Via)},
+	}}
+}
+
+func networkObject(n Network, _ names) object {
+	return object{"network " + n.Name, []fact{
+		{"id", fmt.Sprint(n.ID)}, {"gateways", join(n.Gateways)}, {"SID", address(n.SID.Addr)},
+	}}
+}
+
+func peerObject(peer Peer, names names) object {
+	network := ""
+	if peer.Network != 0 {
+		network = names.network(peer.Network)
+	}
+	return object{"peer " + peer.Name, []fact{
+		{"", peer.Kind.String()}, {"underlay", address(peer.Underlay)}, {"locator", peer.Locator.String()}, {"network", network},
+	}}
+}
+
+func foreignObject(n Foreign, _ names) object {
+	return object{"foreign network " + n.Name, []fact{{"id", fmt.Sprint(n.ID)}}}
+}
+
+func blockObject(b Block, names names) object {
+	where := "here"
+	if !b.Local {
+		where = "on " + names.peers[b.Peer]
+	}
+	return object{fmt.Sprintf("block %s %s", names.network(b.Network), b.Prefix), []fact{{"", where}, {"SID", address(b.SID.Addr)}}}
+}
+
+func peeringObject(p Peering, names names) object {
+	return object{fmt.Sprintf("peering %s > %s %s", names.network(p.From), names.network(p.To), p.Prefix), []fact{
+		{"ids", fmt.Sprintf("%d > %d", p.From, p.To)},
+	}}
+}
+
+func conntrackObject(c topology.Conntrack) object {
+	return object{"conntrack", []fact{
+		{"max", fmt.Sprint(c.Max)},
+		{"tcp-opening", c.TCPOpening.String()}, {"tcp-established", c.TCPEstablished.String()},
+		{"tcp-closing", c.TCPClosing.String()}, {"tcp-closed", c.TCPClosed.String()},
+		{"udp-new", c.UDPNew.String()}, {"udp", c.UDP.String()}, {"icmp", c.ICMP.String()}, {"other", c.Other.String()},
+	}}
+}
+
+func portObject(p Port, _ names) object {
+	return object{"port " + p.HostIf, []fact{
+		{"container", p.Container}, {"name", p.Name}, {"network", p.Network}, {"id", fmt.Sprint(p.NetworkID)}, {"interface", p.IfName},
+		{"addresses", join(p.addresses())}, {"mac", p.MAC.String()}, {"sticky", sticky(p.Sticky)},
+		{"gateways", join(slices.DeleteFunc([]netip.Addr{p.Gateway4, p.Gateway6}, func(a netip.Addr) bool { return !a.IsValid() }))},
+		{"source", address(p.Source)},
+	}}
+}
+
+func sticky(is bool) string {
+	if is {
+		return "yes"
+	}
+	return ""
+}
+
+// address is "" for one that is not there.
+func address(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
