@@ -11,9 +11,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lace-net/lace/dataplane/maps"
 )
 
 // Commit makes the loaded programs the ones that stay: the tail calls of older agents go, links of
@@ -42,22 +43,12 @@ func (h *Hooks) dropOldStages(keep map[int]bool) error {
 	if len(entries) == 0 {
 		return nil
 	}
-	waitForPackets()
+	maps.WaitForPackets() // the next tail call of one that is inside would find nothing
 	var errs []error
 	for _, e := range entries {
 		errs = append(errs, os.Remove(filepath.Join(h.stagesDir(), e.Name())))
 	}
 	return errors.Join(errs...)
-}
-
-// waitForPackets returns when no packet is inside of a program any more that was replaced before:
-// its next tail call would find nothing. A global memory barrier waits for a grace period of RCU, which is what
-// packets run under; where the kernel refuses it (nohz_full), a time far above that of a packet does.
-func waitForPackets() {
-	const global = 1 // MEMBARRIER_CMD_GLOBAL
-	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0); errno != 0 {
-		time.Sleep(50 * time.Millisecond)
-	}
 }
 
 func (h *Hooks) dropLinks(keep map[int]bool) error {

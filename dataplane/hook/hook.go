@@ -28,7 +28,7 @@ import (
 )
 
 // Layout is the version of the pinned tables: raised when a key or value changes its shape.
-const Layout = 1
+const Layout = 2
 
 // PinDir is where the tables of this layout are pinned, below the directory of the data plane.
 func PinDir(dir string) string { return filepath.Join(dir, "v"+strconv.Itoa(Layout)) }
@@ -107,6 +107,7 @@ func (h *Hooks) load(spec *ebpf.CollectionSpec, pins string) error {
 	for _, name := range maps.Pinned {
 		spec.Maps[name].Pinning = ebpf.PinByName
 	}
+	keepFlows(spec)
 	if err := setConstants(spec, h.decap); err != nil {
 		return err
 	}
@@ -115,8 +116,17 @@ func (h *Hooks) load(spec *ebpf.CollectionSpec, pins string) error {
 		return explainLoad(err, pins)
 	}
 	h.coll = coll
-	h.maps, err = maps.New(coll.Maps)
-	return err
+	if h.maps, err = maps.New(coll.Maps); err != nil {
+		return err
+	}
+	return h.maps.InitFlows()
+}
+
+// keepFlows takes the small table that the object comes with out of it: it would be put in the place of the pinned one, and
+// every flow would be forgotten.
+func keepFlows(spec *ebpf.CollectionSpec) {
+	spec.Maps["flows"].Contents = nil
+	delete(spec.Maps, "flows_initial")
 }
 
 func explainLoad(err error, pins string) error {
@@ -141,13 +151,12 @@ func setConstants(spec *ebpf.CollectionSpec, decapByFlags bool) error {
 	return nil
 }
 
-// stagePrograms are the tail calls by their index.
+// stagePrograms are the tail calls by their index. The entry is a stage of events only.
 var stagePrograms = map[bpf.LaceStage]string{
-	bpf.LaceStageSTAGE_ROUTE:                "stage_route",
-	bpf.LaceStageSTAGE_DELIVER:              "stage_deliver",
-	bpf.LaceStageSTAGE_DELIVER_DECAPSULATED: "stage_deliver_decapsulated",
-	bpf.LaceStageSTAGE_GATEWAY:              "stage_gateway",
-	bpf.LaceStageSTAGE_ERROR:                "stage_error",
+	bpf.LaceStageSTAGE_ROUTE:   "stage_route",
+	bpf.LaceStageSTAGE_DELIVER: "stage_deliver",
+	bpf.LaceStageSTAGE_GATEWAY: "stage_gateway",
+	bpf.LaceStageSTAGE_ERROR:   "stage_error",
 }
 
 // fillStages fills and pins the tail calls before a program that needs them is attached, so that the
@@ -182,6 +191,11 @@ func (h *Hooks) stagesPin() (string, error) {
 
 // Maps are the tables of the loaded data plane.
 func (h *Hooks) Maps() *maps.Maps { return h.maps }
+
+// Collect runs the collector: see maps.Collect.
+func (h *Hooks) Collect(c maps.Collection) (maps.Collected, error) {
+	return h.maps.Collect(h.coll.Programs["collect"], c)
+}
 
 // Collection gives tests and benchmarks the programs and maps themselves.
 func (h *Hooks) Collection() *ebpf.Collection { return h.coll }

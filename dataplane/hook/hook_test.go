@@ -23,16 +23,17 @@ func TestLoadPinsTables(t *testing.T) {
 	h := b.load(false)
 	pins := b.pins()
 	for _, name := range maps.Pinned {
-		if !slices.Contains(pins, "v1/"+name) {
+		if !slices.Contains(pins, "v2/"+name) {
 			t.Errorf("no pin of map %s: %v", name, pins)
 		}
 	}
-	must(t, h.Maps().Networks.Put(100, 0))
-	must(t, h.Maps().Ports.Put(7, bpf.LacePort{Network: 100}))
+	key := bpf.LacePortKey{Ifindex: 7}
+	must(t, h.Maps().Networks.Put(100, bpf.LaceNetwork{Line: 5}))
+	must(t, h.Maps().Ports.Put(key, bpf.LacePort{Network: 100}))
 	must(t, h.Close())
 
 	again := b.load(false)
-	port, ok, err := again.Maps().Ports.Get(7)
+	port, ok, err := again.Maps().Ports.Get(key)
 	if err != nil || !ok || port.Network != 100 {
 		t.Errorf("the port is gone after a restart: %+v, %v, %v", port, ok, err)
 	}
@@ -245,7 +246,7 @@ func TestCommitDropsLinks(t *testing.T) {
 
 func TestCommitDropsOldLayouts(t *testing.T) {
 	b := newBed(t)
-	old, kept := filepath.Join(b.dir, "v0", "ports"), filepath.Join(b.dir, "v0-of-somebody", "ports")
+	old, kept := filepath.Join(b.dir, "v1", "ports"), filepath.Join(b.dir, "v1-of-somebody", "ports")
 	foreign(t, old, false)
 	foreign(t, kept, false)
 	must(t, b.load(false).Commit(nil))

@@ -34,6 +34,7 @@ func newPair(b *bed, clsact bool) *pair {
 		Locator:      topology.Locator{Prefix: netip.MustParsePrefix("5f00:1ace:1::/48")},
 		LocatorBlock: netip.MustParsePrefix("5f00:1ace::/32"),
 		Networks:     []plan.Network{{Name: "backend", ID: 100, BlockBits4: plan.Lengths{24}}},
+		Conntrack:    topology.Conntrack{UDPNew: time.Minute, UDP: time.Minute},
 		Blocks:       []plan.Block{{Network: 100, Prefix: netip.MustParsePrefix("10.40.1.0/24"), Local: true}},
 	}}
 	for i := range p.host {
@@ -55,8 +56,7 @@ func (p *pair) agent() *Hooks {
 	for i, l := range p.host {
 		devices[ifname(i)] = maps.Device{Index: uint32(l.Attrs().Index), MTU: 1460}
 	}
-	must(p.t, h.Maps().WriteConfig(p.plan, false))
-	_, err := h.Maps().Sync(p.plan, devices)
+	_, err := h.Maps().Sync(p.plan, false, devices, nil)
 	must(p.t, err)
 	return h
 }

@@ -14,9 +14,13 @@ import (
 // TestLayout compares the Go types with the C ones in BTF: size, and every member's offset and size.
 func TestLayout(t *testing.T) {
 	for name, v := range map[string]any{
-		"port": bpf.LacePort{}, "endpoint_key": bpf.LaceEndpointKey{}, "endpoint": bpf.LaceEndpoint{}, "block_key": bpf.LaceBlockKey{},
-		"block": bpf.LaceBlock{}, "peer": bpf.LacePeer{}, "nexthop": bpf.LaceNexthop{}, "config": bpf.LaceConfig{},
-		"counter": bpf.LaceCounter{}, "budget": bpf.LaceBudget{}, "context": bpf.LaceContext{},
+		"port_key": bpf.LacePortKey{}, "port": bpf.LacePort{}, "endpoint_key": bpf.LaceEndpointKey{}, "endpoint": bpf.LaceEndpoint{},
+		"network": bpf.LaceNetwork{}, "block_key": bpf.LaceBlockKey{}, "block": bpf.LaceBlock{}, "peering_key": bpf.LacePeeringKey{},
+		"peering": bpf.LacePeering{}, "peer_key": bpf.LacePeerKey{}, "peer": bpf.LacePeer{}, "nexthop": bpf.LaceNexthop{},
+		"config": bpf.LaceConfig{}, "timeouts": bpf.LaceTimeouts{}, "flow_key": bpf.LaceFlowKey{}, "flow": bpf.LaceFlow{},
+		"fragment_key": bpf.LaceFragmentKey{}, "fragment": bpf.LaceFragment{}, "collection": bpf.LaceCollection{},
+		"refusal_key": bpf.LaceRefusalKey{}, "event": bpf.LaceEvent{}, "counter": bpf.LaceCounter{}, "budget": bpf.LaceBudget{},
+		"context": bpf.LaceContext{},
 	} {
 		t.Run(name, func(t *testing.T) { sameLayout(t, structOf(t, name), reflect.TypeOf(v)) })
 	}
@@ -59,10 +63,13 @@ func TestMapsHoldTheirTypes(t *testing.T) {
 	spec, err := bpf.LoadLace()
 	must(t, err)
 	types := map[string][2]any{
-		"node_config": {uint32(0), bpf.LaceConfig{}}, "heartbeat": {uint32(0), uint64(0)}, "ports": {uint32(0), bpf.LacePort{}},
-		"endpoints": {bpf.LaceEndpointKey{}, bpf.LaceEndpoint{}}, "networks": {uint32(0), uint32(0)},
-		"blocks": {bpf.LaceBlockKey{}, bpf.LaceBlock{}}, "peers": {uint64(0), bpf.LacePeer{}},
-		"nexthops": {uint32(0), bpf.LaceNexthop{}}, "counters": {uint32(0), bpf.LaceCounter{}}, "budgets": {uint32(0), bpf.LaceBudget{}},
+		"generation": {uint32(0), uint32(0)}, "node_config": {uint32(0), bpf.LaceConfig{}}, "heartbeat": {uint32(0), uint64(0)},
+		"ports": {bpf.LacePortKey{}, bpf.LacePort{}}, "endpoints": {bpf.LaceEndpointKey{}, bpf.LaceEndpoint{}},
+		"networks": {uint32(0), bpf.LaceNetwork{}}, "blocks": {bpf.LaceBlockKey{}, bpf.LaceBlock{}},
+		"peerings": {bpf.LacePeeringKey{}, bpf.LacePeering{}}, "peers": {bpf.LacePeerKey{}, bpf.LacePeer{}},
+		"nexthops": {uint32(0), bpf.LaceNexthop{}}, "flows": {uint32(0), uint32(0)}, "fragments": {bpf.LaceFragmentKey{}, bpf.LaceFragment{}},
+		"traffic": {uint32(0), bpf.LaceCounter{}}, "refusals": {bpf.LaceRefusalKey{}, bpf.LaceCounter{}},
+		"counters": {uint32(0), bpf.LaceCounter{}}, "budgets": {uint32(0), bpf.LaceBudget{}},
 	}
 	for _, name := range Pinned {
 		m, want := spec.Maps[name], types[name]

@@ -7,31 +7,40 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/lace-net/lace/bpf"
-	"github.com/lace-net/lace/dataplane/plan"
 )
 
 // Names of the maps that outlive the agent, pinned. The others are scratch of the programs.
 var Pinned = []string{
-	"node_config", "heartbeat", "ports", "endpoints", "networks", "blocks", "peers", "nexthops", "counters", "budgets", "events",
+	"generation", "node_config", "heartbeat", "ports", "endpoints", "networks", "blocks", "peerings", "peers", "nexthops",
+	"flows", "fragments", "traffic", "refusals", "counters", "budgets", "events",
 }
 
-// Maps are the tables of one data plane.
+// Maps are the tables of one data plane. Any number of processes may read them; one, the agent, writes the configuration,
+// one call at a time. Keys of the configuration name a slot: see Generation.
 type Maps struct {
-	Ports     Table[uint32, bpf.LacePort]
+	Ports     Table[bpf.LacePortKey, bpf.LacePort]
 	Endpoints Table[bpf.LaceEndpointKey, bpf.LaceEndpoint]
-	Networks  Table[uint32, uint32]
+	Networks  Table[uint32, bpf.LaceNetwork] // by scope
 	Blocks    Table[bpf.LaceBlockKey, bpf.LaceBlock]
-	Peers     Table[uint64, bpf.LacePeer]
+	Peerings  Table[bpf.LacePeeringKey, bpf.LacePeering]
+	Peers     Table[bpf.LacePeerKey, bpf.LacePeer]
 
-	config    *ebpf.Map
-	heartbeat *ebpf.Map
-	nexthops  *ebpf.Map
-	counters  *ebpf.Map
+	generation *ebpf.Map
+	config     *ebpf.Map
+	heartbeat  *ebpf.Map
+	nexthops   Table[uint32, bpf.LaceNexthop]
+	flows      *ebpf.Map // the outer one
+	traffic    *ebpf.Map
+	refusals   *ebpf.Map
+	counters   *ebpf.Map
+
+	resizing sync.RWMutex // read: the inner map of flows must not be replaced meanwhile
 }
 
 // New finds the tables among loaded or pinned maps, by the names of Pinned.
@@ -42,20 +51,25 @@ func New(m map[string]*ebpf.Map) (*Maps, error) {
 		}
 	}
 	return &Maps{
-		Ports:     Table[uint32, bpf.LacePort]{"ports", m["ports"]},
-		Endpoints: Table[bpf.LaceEndpointKey, bpf.LaceEndpoint]{"endpoints", m["endpoints"]},
-		Networks:  Table[uint32, uint32]{"networks", m["networks"]},
-		Blocks:    Table[bpf.LaceBlockKey, bpf.LaceBlock]{"blocks", m["blocks"]},
-		Peers:     Table[uint64, bpf.LacePeer]{"peers", m["peers"]},
-		config:    m["node_config"],
-		heartbeat: m["heartbeat"],
-		nexthops:  m["nexthops"],
-		counters:  m["counters"],
+		Ports:      Table[bpf.LacePortKey, bpf.LacePort]{"ports", m["ports"]},
+		Endpoints:  Table[bpf.LaceEndpointKey, bpf.LaceEndpoint]{"endpoints", m["endpoints"]},
+		Networks:   Table[uint32, bpf.LaceNetwork]{"networks", m["networks"]},
+		Blocks:     Table[bpf.LaceBlockKey, bpf.LaceBlock]{"blocks", m["blocks"]},
+		Peerings:   Table[bpf.LacePeeringKey, bpf.LacePeering]{"peerings", m["peerings"]},
+		Peers:      Table[bpf.LacePeerKey, bpf.LacePeer]{"peers", m["peers"]},
+		generation: m["generation"],
+		config:     m["node_config"],
+		heartbeat:  m["heartbeat"],
+		nexthops:   Table[uint32, bpf.LaceNexthop]{"nexthops", m["nexthops"]},
+		flows:      m["flows"],
+		traffic:    m["traffic"],
+		refusals:   m["refusals"],
+		counters:   m["counters"],
 	}, nil
 }
 
-// isFull tells the kernel's answer to one row too many.
-func isFull(err error) bool { return errors.Is(err, unix.E2BIG) }
+// isFull tells the kernel's answer to one row too many: E2BIG of a hash map, ENOSPC of a trie.
+func isFull(err error) bool { return errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) }
 
 // addr is the form of an address in the maps: IPv4 as ::ffff:a.b.c.d.
 func addr(a netip.Addr) (out struct{ U8 [16]uint8 }) {
@@ -91,32 +105,23 @@ func mappedBits(p netip.Prefix) uint32 {
 	return uint32(p.Bits())
 }
 
-// WriteConfig writes what holds for the whole node. vrf: the gateways' addresses are on bridges in VRFs.
-func (m *Maps) WriteConfig(p *plan.Plan, vrf bool) error {
-	c := bpf.LaceConfig{LocatorBits: uint8(p.Locator.Bits())}
-	c.Locator, c.LocatorMask = firstHalf(p.Locator.Prefix)
-	c.LocatorBlock, c.LocatorBlockMask = firstHalf(p.LocatorBlock)
-	if p.Encapsulation.Overhead() > 40 {
-		c.Srh = 1
+// coarse reads the clock that the programs go by, in nanoseconds.
+func coarse() (uint64, error) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now); err != nil {
+		return 0, fmt.Errorf("read the coarse clock: %w", err)
 	}
-	if vrf {
-		c.Vrf = 1
-	}
-	c.Gateway.U8 = plan.GatewayMAC
-	if err := m.config.Put(uint32(0), c); err != nil {
-		return fmt.Errorf("write map node_config: %w", err)
-	}
-	return nil
+	return uint64(now.Nano()), nil
 }
 
 // Beat vouches for the nexthops: the programs use their MAC addresses for two minutes from now on, and
 // ask the kernel's own neighbour table after that.
 func (m *Maps) Beat() error {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now); err != nil {
-		return fmt.Errorf("read the coarse clock: %w", err)
+	now, err := coarse()
+	if err != nil {
+		return err
 	}
-	if err := m.heartbeat.Put(uint32(0), uint64(now.Nano())); err != nil {
+	if err := m.heartbeat.Put(uint32(0), now); err != nil {
 		return fmt.Errorf("write map heartbeat: %w", err)
 	}
 	return nil

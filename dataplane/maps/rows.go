@@ -5,6 +5,7 @@ package maps
 import (
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/lace-net/lace/bpf"
 	"github.com/lace-net/lace/dataplane/plan"
@@ -27,90 +28,157 @@ type Nexthop struct {
 	Dst, Src plan.MAC
 }
 
-// PutPort makes a container known: first where packets for it go, then what it may send.
-func (m *Maps) PutPort(p plan.Port, net *plan.Network, dev Device) error {
-	for k, v := range endpointRows(p, dev) {
+// PutPort makes a container known to the active generation: first where packets for it go, then what it may send.
+func (m *Maps) PutPort(p plan.Port, dev Device) error {
+	s, err := m.active()
+	if err != nil {
+		return err
+	}
+	network, ok, err := m.Networks.Get(Scope(p.NetworkID, s))
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("make container %s known to the programs: network %d is not in their tables: apply the topology first", p.Container, p.NetworkID)
+	}
+	for k, v := range endpointRows(p, dev, s) {
 		if err := m.Endpoints.Put(k, v); err != nil {
 			return err
 		}
 	}
-	return m.Ports.Put(dev.Index, portRow(p, net, dev))
+	return m.Ports.Put(bpf.LacePortKey{Ifindex: dev.Index, Slot: uint32(s)}, portRow(p, network.Traffic, dev))
 }
 
-// DeletePort forgets a container; what is not there is fine.
+// DeletePort forgets a container; what is not there is fine. index is that of its interface; 0: not known. Flows of the
+// container go on until DecideAgain.
 func (m *Maps) DeletePort(p plan.Port, index uint32) error {
+	s, err := m.active()
+	if err != nil {
+		return err
+	}
 	var errs []error
-	for k := range endpointRows(p, Device{}) {
+	for k := range endpointRows(p, Device{}, s) {
 		errs = append(errs, m.Endpoints.Delete(k))
 	}
 	if index != 0 {
-		errs = append(errs, m.Ports.Delete(index))
+		errs = append(errs, m.Ports.Delete(bpf.LacePortKey{Ifindex: index, Slot: uint32(s)}))
 	}
 	return errors.Join(errs...)
 }
 
-// Sync makes every table hold the plan. devices has the ports' interfaces by their host name; a port
-// without one is left out.
-func (m *Maps) Sync(p *plan.Plan, devices map[string]Device) (Changes, error) {
-	ports, endpoints := portRows(p, devices)
-	var sum Changes
-	var errs []error
-	add := func(c Changes, err error) {
-		sum = sum.Add(c)
-		errs = append(errs, err)
-	}
-	add(m.Peers.Sync(peerRows(p)))
-	add(m.Networks.Sync(networkRows(p)))
-	add(m.Blocks.Sync(blockRows(p)))
-	add(m.Endpoints.Sync(endpoints))
-	add(m.Ports.Sync(ports))
-	return sum, errors.Join(errs...)
+// rows are what a slot holds, but for the nexthops.
+type rows struct {
+	config    bpf.LaceConfig
+	networks  map[uint32]bpf.LaceNetwork
+	blocks    map[bpf.LaceBlockKey]bpf.LaceBlock
+	peerings  map[bpf.LacePeeringKey]bpf.LacePeering
+	peers     map[bpf.LacePeerKey]bpf.LacePeer
+	ports     map[bpf.LacePortKey]bpf.LacePort
+	endpoints map[bpf.LaceEndpointKey]bpf.LaceEndpoint
 }
 
-// SyncNexthops writes the ways to the peers; a peer without one is refused with reason no_nexthop.
-func (m *Maps) SyncNexthops(hops []Nexthop) error {
-	want := map[uint32]bpf.LaceNexthop{}
-	for _, h := range hops {
-		if h.Peer == 0 || h.Peer >= m.nexthops.MaxEntries() {
-			return fmt.Errorf("nexthop of peer %d: map nexthops has places for peers 1 to %d", h.Peer, m.nexthops.MaxEntries()-1)
-		}
-		want[h.Peer] = nexthopRow(h)
+// empty says whether a slot takes no memory: that of arrays is there whether they are used or not.
+func (r *rows) empty() bool {
+	return len(r.networks)+len(r.blocks)+len(r.peerings)+len(r.peers)+len(r.ports)+len(r.endpoints) == 0
+}
+
+// sameConfig says whether what is there and what is wanted differ in containers at most.
+func (r *rows) sameConfig(o *rows) bool {
+	return r.config == o.config && maps.Equal(r.networks, o.networks) && maps.Equal(r.blocks, o.blocks) &&
+		maps.Equal(r.peerings, o.peerings) && maps.Equal(r.peers, o.peers)
+}
+
+// read reads both slots.
+func (m *Maps) read() ([2]*rows, error) {
+	networks, err := split(m.Networks, slotOfScope)
+	blocks, err2 := split(m.Blocks, func(k bpf.LaceBlockKey) Slot { return slotOfScope(k.Scope) })
+	peerings, err3 := split(m.Peerings, func(k bpf.LacePeeringKey) Slot { return slotOfScope(k.Scope) })
+	peers, err4 := split(m.Peers, func(k bpf.LacePeerKey) Slot { return Slot(k.Slot) })
+	ports, err5 := split(m.Ports, func(k bpf.LacePortKey) Slot { return Slot(k.Slot) })
+	endpoints, err6 := split(m.Endpoints, func(k bpf.LaceEndpointKey) Slot { return slotOfScope(k.Scope) })
+	errs := []error{err, err2, err3, err4, err5, err6}
+	slots := [2]*rows{}
+	for i := range slots {
+		s := Slot(i)
+		config, err := m.readConfig(s)
+		errs = append(errs, err)
+		slots[s] = &rows{config, networks[s], blocks[s], peerings[s], peers[s], ports[s], endpoints[s]}
 	}
-	for i := uint32(1); i < m.nexthops.MaxEntries(); i++ {
-		var have bpf.LaceNexthop
-		if err := m.nexthops.Lookup(i, &have); err != nil {
-			return fmt.Errorf("read row %d of map nexthops: %w", i, err)
-		}
-		if have == want[i] {
+	return slots, errors.Join(errs...)
+}
+
+func (m *Maps) readConfig(s Slot) (bpf.LaceConfig, error) {
+	var c bpf.LaceConfig
+	if err := m.config.Lookup(uint32(s), &c); err != nil {
+		return c, fmt.Errorf("read map node_config: %w", err)
+	}
+	return c, nil
+}
+
+// split reads a table by slot.
+func split[K, V comparable](t Table[K, V], slot func(K) Slot) (map[Slot]map[K]V, error) {
+	out := map[Slot]map[K]V{0: {}, 1: {}}
+	all, err := t.All()
+	for k, v := range all {
+		out[slot(k)][k] = v
+	}
+	return out, err
+}
+
+// wanted is what a generation is made of.
+type wanted struct {
+	plan     *plan.Plan
+	vrf      bool
+	devices  map[string]Device
+	nexthops []Nexthop
+	numbers  map[topology.NetworkID]uint32 // of the networks' counters
+	fresh    []uint32                      // those among them that have to begin at zero
+}
+
+func (w *wanted) rows(s Slot) *rows {
+	r := &rows{
+		config: configRow(w.plan, w.vrf), networks: w.networkRows(s), blocks: blockRows(w.plan, s),
+		peerings: peeringRows(w.plan, s), peers: peerRows(w.plan, s),
+		ports: map[bpf.LacePortKey]bpf.LacePort{}, endpoints: map[bpf.LaceEndpointKey]bpf.LaceEndpoint{},
+	}
+	for _, port := range w.plan.Ports {
+		dev, ok := w.devices[port.HostIf]
+		if !ok {
 			continue
 		}
-		if err := m.nexthops.Put(i, want[i]); err != nil {
-			return fmt.Errorf("write row %d of map nexthops: %w", i, err)
-		}
+		r.ports[bpf.LacePortKey{Ifindex: dev.Index, Slot: uint32(s)}] = portRow(port, w.numbers[port.NetworkID], dev)
+		maps.Copy(r.endpoints, endpointRows(port, dev, s))
 	}
-	return nil
+	return r
 }
 
-func nexthopRow(h Nexthop) bpf.LaceNexthop {
-	if h.Ifindex == 0 {
-		return bpf.LaceNexthop{}
+func configRow(p *plan.Plan, vrf bool) bpf.LaceConfig {
+	c := bpf.LaceConfig{LocatorBits: uint8(p.Locator.Bits()), Timeouts: timeoutsRow(p.Conntrack)}
+	c.Locator, c.LocatorMask = firstHalf(p.Locator.Prefix)
+	c.LocatorBlock, c.LocatorBlockMask = firstHalf(p.LocatorBlock)
+	if p.Encapsulation.Overhead() > 40 {
+		c.Srh = 1
 	}
-	row := bpf.LaceNexthop{Ifindex: h.Ifindex, Mtu: h.MTU}
-	if h.Known {
-		row.Flags |= uint16(bpf.LaceNexthopFlagsNEXTHOP_MAC)
-		row.Dst.U8, row.Src.U8 = h.Dst, h.Src
+	if vrf {
+		c.Vrf = 1
 	}
-	if h.Raw {
-		row.Flags |= uint16(bpf.LaceNexthopFlagsNEXTHOP_RAW)
-	}
-	return row
+	c.Gateway.U8 = plan.GatewayMAC
+	return c
 }
 
-func portRow(p plan.Port, net *plan.Network, dev Device) bpf.LacePort {
+func timeoutsRow(c topology.Conntrack) bpf.LaceTimeouts {
+	return bpf.LaceTimeouts{
+		TcpOpening: Ticks(c.TCPOpening), TcpEstablished: Ticks(c.TCPEstablished), TcpClosing: Ticks(c.TCPClosing),
+		TcpClosed: Ticks(c.TCPClosed), UdpNew: Ticks(c.UDPNew), Udp: Ticks(c.UDP), Icmp: Ticks(c.ICMP), Other: Ticks(c.Other),
+	}
+}
+
+func portRow(p plan.Port, traffic uint32, dev Device) bpf.LacePort {
 	row := bpf.LacePort{
 		Network:  uint32(p.NetworkID),
 		V4:       be32(p.V4),
 		Gateway4: be32(p.Gateway4),
+		Traffic:  traffic,
 		Mtu:      dev.MTU,
 	}
 	row.V6.U8, row.Gateway6.U8, row.Source.U8 = addr(p.V6).U8, addr(p.Gateway6).U8, addr(p.Source).U8
@@ -121,71 +189,80 @@ func portRow(p plan.Port, net *plan.Network, dev Device) bpf.LacePort {
 	if p.V6.IsValid() {
 		row.Flags |= uint32(bpf.LacePortFlagsPORT_HAS_V6)
 	}
-	for i, bits := range net.BlockBits4[:min(len(net.BlockBits4), len(row.Bits4))] {
-		row.Bits4[i] = bits + 96
-	}
-	copy(row.Bits6[:], net.BlockBits6)
 	return row
 }
 
-func endpointRows(p plan.Port, dev Device) map[bpf.LaceEndpointKey]bpf.LaceEndpoint {
+func endpointRows(p plan.Port, dev Device, s Slot) map[bpf.LaceEndpointKey]bpf.LaceEndpoint {
 	rows := map[bpf.LaceEndpointKey]bpf.LaceEndpoint{}
 	row := bpf.LaceEndpoint{Ifindex: dev.Index, Mtu: dev.MTU}
 	row.Mac.U8 = p.MAC
 	if p.V4.IsValid() {
-		k := bpf.LaceEndpointKey{Network: uint32(p.NetworkID)}
+		k := bpf.LaceEndpointKey{Scope: Scope(p.NetworkID, s)}
 		k.Addr.U8 = addr(p.V4).U8
 		rows[k] = row
 	}
 	if p.V6.IsValid() {
-		k := bpf.LaceEndpointKey{Network: uint32(p.NetworkID)}
+		k := bpf.LaceEndpointKey{Scope: Scope(p.NetworkID, s)}
 		k.Addr.U8 = addr(p.V6).U8
 		rows[k] = row
 	}
 	return rows
 }
 
-func portRows(p *plan.Plan, devices map[string]Device) (map[uint32]bpf.LacePort, map[bpf.LaceEndpointKey]bpf.LaceEndpoint) {
-	networks := map[topology.NetworkID]*plan.Network{}
-	for i := range p.Networks {
-		networks[p.Networks[i].ID] = &p.Networks[i]
+// networkRows has the networks of this node, and of those that they are peered with the lengths of the blocks.
+func (w *wanted) networkRows(s Slot) map[uint32]bpf.LaceNetwork {
+	rows := map[uint32]bpf.LaceNetwork{}
+	for _, n := range w.plan.Networks {
+		row := networkRow(n.Line, n.BlockBits4, n.BlockBits6, w.numbers[n.ID])
+		row.Flags = uint32(bpf.LaceNetworkFlagsNETWORK_LOCAL)
+		rows[Scope(n.ID, s)] = row
 	}
-	ports := map[uint32]bpf.LacePort{}
-	endpoints := map[bpf.LaceEndpointKey]bpf.LaceEndpoint{}
-	for _, port := range p.Ports {
-		dev, ok := devices[port.HostIf]
-		if !ok {
-			continue
-		}
-		ports[dev.Index] = portRow(port, networks[port.NetworkID], dev)
-		for k, v := range endpointRows(port, dev) {
-			endpoints[k] = v
-		}
-	}
-	return ports, endpoints
-}
-
-func networkRows(p *plan.Plan) map[uint32]uint32 {
-	rows := map[uint32]uint32{}
-	for _, n := range p.Networks {
-		rows[uint32(n.ID)] = 0
+	for _, n := range w.plan.Foreign {
+		rows[Scope(n.ID, s)] = networkRow(n.Line, n.BlockBits4, n.BlockBits6, w.numbers[n.ID])
 	}
 	return rows
 }
 
-func peerRows(p *plan.Plan) map[uint64]bpf.LacePeer {
-	rows := map[uint64]bpf.LacePeer{}
+func networkRow(line int, bits4, bits6 plan.Lengths, traffic uint32) bpf.LaceNetwork {
+	row := bpf.LaceNetwork{Line: uint32(line), Traffic: traffic}
+	for i, bits := range bits4[:min(len(bits4), len(row.Bits4))] {
+		row.Bits4[i] = bits + 96
+	}
+	copy(row.Bits6[:], bits6)
+	return row
+}
+
+func peerRows(p *plan.Plan, s Slot) map[bpf.LacePeerKey]bpf.LacePeer {
+	rows := map[bpf.LacePeerKey]bpf.LacePeer{}
 	for _, peer := range p.Peers {
-		key, _ := firstHalf(peer.Locator.Prefix)
-		rows[key] = bpf.LacePeer{Index: peer.Index, Network: uint32(peer.Network)}
+		locator, _ := firstHalf(peer.Locator.Prefix)
+		row := bpf.LacePeer{Index: peer.Index, Network: uint32(peer.Network)}
+		if peer.Network != 0 {
+			row.Sid4.U8, row.Sid6.U8 = routerSIDs(p, peer.Index)
+		}
+		rows[bpf.LacePeerKey{Locator: locator, Slot: uint32(s)}] = row
 	}
 	return rows
 }
 
-func blockRows(p *plan.Plan) map[bpf.LaceBlockKey]bpf.LaceBlock {
-	rows := map[bpf.LaceBlockKey]bpf.LaceBlock{}
+// routerSIDs are where a router takes the packets of each family, which its blocks say.
+func routerSIDs(p *plan.Plan, index uint32) (sid4, sid6 [16]uint8) {
 	for _, b := range p.Blocks {
-		k := bpf.LaceBlockKey{NetworkBits: uint32(b.Network)<<8 | mappedBits(b.Prefix)}
+		switch {
+		case b.Local || b.Peer != index:
+		case b.Prefix.Addr().Is4():
+			sid4 = addr(b.SID.Addr).U8
+		default:
+			sid6 = addr(b.SID.Addr).U8
+		}
+	}
+	return sid4, sid6
+}
+
+func blockRows(p *plan.Plan, s Slot) map[bpf.LaceBlockKey]bpf.LaceBlock {
+	rows := make(map[bpf.LaceBlockKey]bpf.LaceBlock, len(p.Blocks))
+	for _, b := range p.Blocks {
+		k := bpf.LaceBlockKey{Scope: Scope(b.Network, s), Bits: mappedBits(b.Prefix)}
 		k.Prefix.U8 = addr(b.Prefix.Masked().Addr()).U8
 		v := bpf.LaceBlock{Peer: b.Peer}
 		if b.Local {
@@ -194,6 +271,19 @@ func blockRows(p *plan.Plan) map[bpf.LaceBlockKey]bpf.LaceBlock {
 			v.Sid.U8 = addr(b.SID.Addr).U8
 		}
 		rows[k] = v
+	}
+	return rows
+}
+
+// scopeBits is the part of a peering's key that comes before the address.
+const scopeBits = 32
+
+func peeringRows(p *plan.Plan, s Slot) map[bpf.LacePeeringKey]bpf.LacePeering {
+	rows := make(map[bpf.LacePeeringKey]bpf.LacePeering, len(p.Peerings))
+	for _, g := range p.Peerings {
+		k := bpf.LacePeeringKey{Prefixlen: scopeBits + mappedBits(g.Prefix), Scope: Scope(g.From, s)}
+		k.Addr.U8 = addr(g.Prefix.Masked().Addr()).U8
+		rows[k] = bpf.LacePeering{Network: uint32(g.To), Line: uint32(g.Line)}
 	}
 	return rows
 }

@@ -3,7 +3,6 @@
 package maps
 
 import (
-	"fmt"
 	"maps"
 	"net/netip"
 	"os"
@@ -13,8 +12,6 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/lace-net/lace/bpf"
-	"github.com/lace-net/lace/dataplane/plan"
-	"github.com/lace-net/lace/topology"
 )
 
 func needRoot(t testing.TB) {
@@ -107,111 +104,22 @@ func TestRows(t *testing.T) {
 }
 
 // newMaps are the tables of the real object, without programs.
-func newMaps(t *testing.T) *Maps {
+func newMaps(t testing.TB) *Maps { return newMapsWith(t, func(*ebpf.CollectionSpec) {}) }
+
+// newMapsWith are tables that a test changes before they are made.
+func newMapsWith(t testing.TB, change func(*ebpf.CollectionSpec)) *Maps {
 	t.Helper()
 	needRoot(t)
 	spec, err := bpf.LoadLace()
 	must(t, err)
 	spec.Programs = nil
+	change(spec)
 	coll, err := ebpf.NewCollection(spec)
 	must(t, err)
 	t.Cleanup(coll.Close)
 	m, err := New(coll.Maps)
 	must(t, err)
 	return m
-}
-
-func testPlan(ports int) *plan.Plan {
-	p := &plan.Plan{
-		Locator:      topology.Locator{Prefix: netip.MustParsePrefix("5f00:1ace:1::/48")},
-		LocatorBlock: netip.MustParsePrefix("5f00:1ace::/32"),
-		Networks:     []plan.Network{{Name: "backend", ID: 100, BlockBits4: plan.Lengths{28, 24}, BlockBits6: plan.Lengths{64}}},
-		Peers:        []plan.Peer{{Index: 1, Locator: topology.Locator{Prefix: netip.MustParsePrefix("5f00:1ace:2::/48")}}},
-		Blocks: []plan.Block{
-			{Network: 100, Prefix: netip.MustParsePrefix("10.40.1.0/24"), Local: true},
-			{Network: 100, Prefix: netip.MustParsePrefix("fd40:0:2::/64"), Peer: 1, SID: topology.SID{Addr: netip.MustParseAddr("5f00:1ace:2:14:0:6400::")}},
-		},
-	}
-	for i := range ports {
-		p.Ports = append(p.Ports, plan.Port{HostIf: fmt.Sprint(i), Gateway4: netip.MustParseAddr("10.40.1.1"), Attachment: plan.Attachment{
-			NetworkID: 100, V4: netip.AddrFrom4([4]byte{10, 40, 1, byte(2 + i)}), V6: netip.MustParseAddr(fmt.Sprintf("fd40:0:1::%x", 2+i)), MAC: plan.MAC{2, byte(i)}}})
-	}
-	return p
-}
-
-func devicesOf(p *plan.Plan) map[string]Device {
-	out := map[string]Device{}
-	for i, port := range p.Ports {
-		out[port.HostIf] = Device{Index: uint32(100 + i), MTU: 1460}
-	}
-	return out
-}
-
-func TestSyncOfPlan(t *testing.T) {
-	m := newMaps(t)
-	p := testPlan(2)
-	sync := func(p *plan.Plan, want Changes) {
-		t.Helper()
-		done, err := m.Sync(p, devicesOf(p))
-		must(t, err)
-		if done != want {
-			t.Errorf("Sync did %+v, want %+v", done, want)
-		}
-	}
-	sync(p, Changes{Put: 1 + 1 + 2 + 4 + 2})
-	sync(p, Changes{})
-	port, ok, err := m.Ports.Get(101)
-	if err != nil || !ok || port.Bits4 != [4]uint8{96 + 28, 96 + 24} || port.Bits6 != [4]uint8{64} || port.Mtu != 1460 {
-		t.Errorf("the port's row is %+v, %v, %v", port, ok, err)
-	}
-	sync(testPlan(1), Changes{Deleted: 3})
-	must(t, m.DeletePort(p.Ports[0], 100))
-	must(t, m.DeletePort(p.Ports[0], 100))
-	must(t, m.PutPort(p.Ports[0], &p.Networks[0], Device{Index: 100, MTU: 1460}))
-	sync(testPlan(1), Changes{})
-	sync(&plan.Plan{}, Changes{Deleted: 1 + 1 + 2 + 2 + 1})
-}
-
-// TestPortWithoutInterface: what has no interface yet is left out, not guessed.
-func TestPortWithoutInterface(t *testing.T) {
-	m := newMaps(t)
-	_, err := m.Sync(testPlan(2), devicesOf(testPlan(1)))
-	must(t, err)
-	ports, err := m.Ports.All()
-	must(t, err)
-	endpoints, err := m.Endpoints.All()
-	must(t, err)
-	if len(ports) != 1 || len(endpoints) != 2 {
-		t.Errorf("%d ports and %d endpoints, want 1 and 2", len(ports), len(endpoints))
-	}
-}
-
-func TestSyncNexthops(t *testing.T) {
-	m := newMaps(t)
-	row := func(i uint32) (v bpf.LaceNexthop) {
-		t.Helper()
-		must(t, m.nexthops.Lookup(i, &v))
-		return v
-	}
-	must(t, m.SyncNexthops([]Nexthop{{Peer: 1, Ifindex: 7, MTU: 1500, Known: true, Dst: plan.MAC{1}, Src: plan.MAC{2}}, {Peer: 4096, Ifindex: 8, MTU: 1420, Raw: true}}))
-	if v := row(1); v.Ifindex != 7 || v.Flags != uint16(bpf.LaceNexthopFlagsNEXTHOP_MAC) || v.Dst.U8 != [6]byte{1} || v.Mtu != 1500 {
-		t.Errorf("the first row is %+v", v)
-	}
-	if v := row(4096); v.Ifindex != 8 || v.Flags != uint16(bpf.LaceNexthopFlagsNEXTHOP_RAW) {
-		t.Errorf("the last row is %+v", v)
-	}
-	must(t, m.SyncNexthops([]Nexthop{{Peer: 1, Ifindex: 7, MTU: 1500, Dst: plan.MAC{1}}}))
-	if v := row(1); v.Flags != 0 || v.Dst.U8 != [6]byte{} {
-		t.Errorf("MAC addresses that are not known are written: %+v", v)
-	}
-	if v := row(4096); v != (bpf.LaceNexthop{}) {
-		t.Errorf("a peer without a way keeps %+v", v)
-	}
-	for _, peer := range []uint32{0, 4097} {
-		if err := m.SyncNexthops([]Nexthop{{Peer: peer, Ifindex: 7}}); err == nil || !strings.Contains(err.Error(), "places for peers 1 to 4096") {
-			t.Errorf("peer %d: %v", peer, err)
-		}
-	}
 }
 
 func TestNewWithoutMap(t *testing.T) {
@@ -271,3 +179,6 @@ func newReservationMap(t *testing.T) *ebpf.Map {
 	t.Cleanup(func() { m.Close() })
 	return m
 }
+
+// emulated says that this is the VM, whose processors are 20 to 45 times slower.
+func emulated() bool { return os.Getenv("LACE_VM") != "" }
