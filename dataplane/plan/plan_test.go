@@ -44,6 +44,7 @@ var goldens = []struct {
 	{"via-and-uplinks", "fabric", "edge-2", nil},
 	{"alone", "alone", "one", nil},
 	{"srh-ipv6-only", "srh", "b.example.org", nil},
+	{"peered", "peered", "edge-2", nil},
 }
 
 func TestGolden(t *testing.T) {
@@ -82,7 +83,12 @@ func golden(t *testing.T, name, got string) {
 
 // No order of the input shows in the plan, and nothing of the input is changed.
 func TestDeterministic(t *testing.T) {
-	top := load(t, "fabric")
+	deterministic(t, load(t, "fabric"), containers)
+	deterministic(t, load(t, "peered"), nil)
+}
+
+func deterministic(t *testing.T, top *topology.Topology, containers []Attachment) {
+	t.Helper()
 	want, err := Build(top, "edge-1", containers)
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +96,10 @@ func TestDeterministic(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 20 {
 		shuffled, attachments := *top, slices.Clone(containers)
-		shuffled.Nodes, shuffled.Networks = slices.Clone(top.Nodes), slices.Clone(top.Networks)
+		shuffled.Nodes, shuffled.Networks, shuffled.Peerings = slices.Clone(top.Nodes), slices.Clone(top.Networks), slices.Clone(top.Peerings)
+		r.Shuffle(len(shuffled.Peerings), func(i, j int) {
+			shuffled.Peerings[i], shuffled.Peerings[j] = shuffled.Peerings[j], shuffled.Peerings[i]
+		})
 		r.Shuffle(len(shuffled.Nodes), func(i, j int) {
 			shuffled.Nodes[i], shuffled.Nodes[j] = shuffled.Nodes[j], shuffled.Nodes[i]
 		})
