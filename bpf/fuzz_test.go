@@ -153,7 +153,7 @@ func checkNetwork(t *testing.T, n *node, r result, network uint32) {
 	for _, reason := range r.counted {
 		switch reason {
 		case bpf.LaceReasonREASON_DECAPSULATED, bpf.LaceReasonREASON_LOCAL:
-			if port, found, err := n.maps.Ports.Get(r.ctx.Ifindex); err != nil || !found || port.Network != network {
+			if port, found, err := n.maps.Ports.Get(bpf.LacePortKey{Ifindex: r.ctx.Ifindex, Slot: r.ctx.Generation & 1}); err != nil || !found || port.Network != network {
 				t.Errorf("from network %d to interface %d, which is of network %d (%v)", network, r.ctx.Ifindex, port.Network, err)
 			}
 		case bpf.LaceReasonREASON_ENCAPSULATED:

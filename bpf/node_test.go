@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -33,6 +34,7 @@ const (
 	overlap   = topology.NetworkID(200)
 	elsewhere = topology.NetworkID(300) // a network that no node has
 	router    = 3                       // number of the foreign router
+	networks  = 4                       // that a node of the fixture has at most
 )
 
 // Places of the interfaces. Both nodes use the same ones: no packet is really sent.
@@ -49,6 +51,12 @@ const (
 	podMTU  = 1460
 	linkMTU = 1500
 )
+
+// timeouts are the defaults of a topology.
+var timeouts = topology.Conntrack{
+	Max: 1024, TCPOpening: 4 * time.Minute, TCPEstablished: 124 * time.Minute, TCPClosing: 4 * time.Minute, TCPClosed: 4 * time.Minute,
+	UDPNew: 2 * time.Minute, UDP: 5 * time.Minute, ICMP: time.Minute, Other: 10 * time.Minute,
+}
 
 // options say how a node is set up.
 type options struct {
@@ -178,20 +186,17 @@ func newNode(t testing.TB, b *bed, o options) *node {
 	n := &node{t: t, opts: o, bed: b}
 	n.load()
 	n.plan = n.build()
-	must(t, n.maps.WriteConfig(n.plan, o.vrf))
-	_, err := n.maps.Sync(n.plan, n.devices())
-	must(t, err)
-	n.nexthops(nexthop{known: true})
+	must(t, n.maps.InitFlows())
+	n.sync(n.plan)
 	must(t, n.maps.Beat())
 	return n
 }
 
 var stages = map[bpf.LaceStage]string{
-	bpf.LaceStageSTAGE_ROUTE:                "stage_route",
-	bpf.LaceStageSTAGE_DELIVER:              "stage_deliver",
-	bpf.LaceStageSTAGE_DELIVER_DECAPSULATED: "stage_deliver_decapsulated",
-	bpf.LaceStageSTAGE_GATEWAY:              "stage_gateway",
-	bpf.LaceStageSTAGE_ERROR:                "stage_error",
+	bpf.LaceStageSTAGE_ROUTE:   "stage_route",
+	bpf.LaceStageSTAGE_DELIVER: "stage_deliver",
+	bpf.LaceStageSTAGE_GATEWAY: "stage_gateway",
+	bpf.LaceStageSTAGE_ERROR:   "stage_error",
 }
 
 func (n *node) load() {
@@ -219,7 +224,7 @@ func (n *node) fillStages() {
 func (n *node) locator() topology.Locator { return locatorOf(n.opts.number, n.opts.locatorBits) }
 
 func (n *node) build() *plan.Plan {
-	p := &plan.Plan{Locator: n.locator(), LocatorBlock: blockOf(n.opts.locatorBits)}
+	p := &plan.Plan{Locator: n.locator(), LocatorBlock: blockOf(n.opts.locatorBits), Conntrack: timeouts}
 	if n.opts.srh {
 		p.Encapsulation = topology.SRH
 	}
@@ -279,6 +284,18 @@ type nexthop struct {
 
 func (n *node) nexthops(h nexthop) {
 	n.t.Helper()
+	must(n.t, n.maps.SyncNexthops(n.ways(h)))
+}
+
+// sync makes the tables hold a plan.
+func (n *node) sync(p *plan.Plan) maps.Synced {
+	n.t.Helper()
+	done, err := n.maps.Sync(p, n.opts.vrf, n.devices(), n.ways(nexthop{known: true}))
+	must(n.t, err)
+	return done
+}
+
+func (n *node) ways(h nexthop) []maps.Nexthop {
 	if h.mtu == 0 {
 		h.mtu = linkMTU
 	}
@@ -287,7 +304,7 @@ func (n *node) nexthops(h nexthop) {
 		rows = append(rows, maps.Nexthop{Peer: number, Ifindex: uint32(n.bed.index[uplink]), MTU: h.mtu,
 			Known: h.known, Raw: h.raw, Dst: nexthopDst, Src: nexthopSrc})
 	}
-	must(n.t, n.maps.SyncNexthops(rows))
+	return rows
 }
 
 // Verdicts, as the programs return them.
@@ -353,17 +370,28 @@ func (n *node) try(in input) (result, error) {
 	return r, nil
 }
 
-// counters reads the table itself, row by row that there is a reason for: it is done around each packet.
+// counters reads the tables themselves, row by row that there is a reason for: it is done around each packet.
 func (n *node) counters() (out [bpf.LaceReasonREASON_MAX]uint64) {
 	n.t.Helper()
-	var perCPU []bpf.LaceCounter
 	for i := range out {
-		must(n.t, n.coll.Maps["counters"].Lookup(uint32(i), &perCPU))
-		for _, c := range perCPU {
-			out[i] += c.Packets
+		out[i] = n.packets("counters", uint32(i))
+	}
+	for number := uint32(0); number <= networks; number++ {
+		for reason := bpf.LaceReasonREASON_NONE + 1; reason <= bpf.LaceReasonREASON_GATEWAY_PASSED; reason++ {
+			out[reason] += n.packets("traffic", number*8+uint32(reason))
 		}
 	}
 	return out
+}
+
+func (n *node) packets(table string, row uint32) (sum uint64) {
+	n.t.Helper()
+	var perCPU []bpf.LaceCounter
+	must(n.t, n.coll.Maps[table].Lookup(row, &perCPU))
+	for _, c := range perCPU {
+		sum += c.Packets
+	}
+	return sum
 }
 
 func (n *node) clearContexts() {

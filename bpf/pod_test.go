@@ -193,7 +193,7 @@ func guardRows() []row {
 func onlyV4(n *node) {
 	p := n.port(podA)
 	p.V6, p.Gateway6 = netip.Addr{}, netip.Addr{}
-	must(n.t, n.maps.PutPort(p, &n.plan.Networks[0], maps.Device{Index: uint32(n.bed.index[podA]), MTU: podMTU}))
+	must(n.t, n.maps.PutPort(p, maps.Device{Index: uint32(n.bed.index[podA]), MTU: podMTU}))
 }
 
 func srv6Rows() []row {

@@ -68,8 +68,10 @@ static __always_inline enum reason check_outer(struct context *ctx, const struct
 	if (nexthdr != IPPROTO_IPIP && nexthdr != IPPROTO_IPV6)
 		return REASON_WRONG_PAYLOAD;
 	ctx->network = sid.network;
-	if (!ctx->key.network || (peer->network && peer->network != ctx->key.network))
+	if (!ctx->key.network && parse_sid(&ctx->source, cfg->locator_bits).function != FUNCTION_SOURCE)
 		return REASON_UNKNOWN_SOURCE;
+	if (peer->network && peer->network != ctx->key.network)
+		return REASON_NO_PEERING;
 	ctx->back = ctx->v4 ? peer->sid4 : peer->sid6;
 	if (is_unspecified(&ctx->back))
 		compose_sid(&ctx->back, first_half(&ctx->source) & cfg->locator_mask, cfg->locator_bits,

@@ -80,7 +80,7 @@ func passRows() []row {
 	noLocator := func(n *node) {
 		p := *n.plan
 		p.Locator = topology.Locator{Prefix: netip.MustParsePrefix("::/0")}
-		must(n.t, n.maps.WriteConfig(&p, false))
+		n.sync(&p)
 	}
 	return append(rows, row{name: "pass without a locator", prepare: noLocator, frame: fromUnderlay(overlay(in4)), verdict: pass})
 }
@@ -150,7 +150,7 @@ func sidRows() []row {
 			"last bit":  dst("5f00:1ace:1:14:0:6400::1"),
 			"middle":    dst("5f00:1ace:1:14:0:6400:100::"),
 		},
-		bpf.LaceReasonREASON_NETWORK_MISMATCH: {
+		bpf.LaceReasonREASON_NO_PEERING: {
 			"another network":            src("5f00:1ace:2:5ce:0:c800::"),
 			"SID of another network":     outer(func(p *ip) { p.dst = sidOf(overlap) }),
 			"router of another network":  outer(func(p *ip) { p.src, p.dst = netip.MustParseAddr("5f00:1ace:3::1"), sidOf(overlap) }),
