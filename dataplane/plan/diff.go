@@ -24,9 +24,9 @@ func (c Change) String() string { return fmt.Sprintf("%s %s: %s", c.Op, c.Object
 // Diff says what becomes of one plan when another takes its place. Objects come in the order of a
 // Plan's fields, of each kind first what goes and then what is new or differs. The numbers that a plan gives to peers, the
 // lines of the file and its hash are no differences of their own: the traffic does not depend on them.
-func Diff(old, new *Plan) []Change {
+func Diff(old, next *Plan) []Change {
 	var changes []Change
-	before, after := old.objects(), new.objects()
+	before, after := old.objects(), next.objects()
 	for i := range after {
 		changes = append(changes, compare(before[i], after[i])...)
 	}
@@ -55,15 +55,15 @@ func (o object) String() string {
 func (f fact) String() string { return strings.TrimSpace(f.name + " " + f.value) }
 
 // compare takes the objects of one kind.
-func compare(old, new []object) []Change {
-	before, after := byName(old), byName(new)
+func compare(old, next []object) []Change {
+	before, after := byName(old), byName(next)
 	var changes []Change
 	for _, o := range old {
 		if _, stays := after[o.name]; !stays {
 			changes = append(changes, Change{"-", o.name, o.String()})
 		}
 	}
-	for _, o := range new {
+	for _, o := range next {
 		was, there := before[o.name]
 		if !there {
 			changes = append(changes, Change{"+", o.name, o.String()})
@@ -82,9 +82,9 @@ func byName(objects []object) map[string]object {
 	return names
 }
 
-func differences(old, new object) string {
+func differences(old, next object) string {
 	var words []string
-	for i, f := range new.facts {
+	for i, f := range next.facts {
 		if was := old.facts[i].value; was != f.value {
 			words = append(words, fact{f.name, orNone(f.value)}.String()+", was "+orNone(was))
 		}

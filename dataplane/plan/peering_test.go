@@ -187,4 +187,3 @@ func TestLargeMeshIsFast(t *testing.T) {
 		t.Errorf("%d changes from a plan to itself, first %v", len(changes), changes[0])
 	}
 }
-
