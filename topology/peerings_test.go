@@ -305,3 +305,38 @@ func TestManyOverlapsAreFast(t *testing.T) {
 		t.Errorf("%d errors in %s: %v", len(errs), took, errs[:min(2, len(errs))])
 	}
 }
+
+// The files that come with Lace are right, and the reference file says the defaults of conntrack.
+func TestFilesOfConf(t *testing.T) {
+	reference, err := Load("../conf/topology.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(DefaultConntrack(), reference.Conntrack); diff != "" {
+		t.Errorf("conntrack of conf/topology.toml (-default +file):\n%s", diff)
+	}
+	for _, key := range DefaultConntrack().keys() {
+		if text, err := ReadFile("../conf/topology.toml"); err != nil || !strings.Contains(string(text), "\n"+key+" = ") {
+			t.Errorf("conf/topology.toml does not show %s (%v)", key, err)
+		}
+	}
+	for file, want := range map[string][]string{
+		"two-nodes": {}, "three-racks": {},
+		"peering": {"db>metrics:39", "metrics>db:39", "web>db:35"},
+	} {
+		top, err := Load("../conf/lab/" + file + ".toml")
+		if err != nil {
+			t.Error(err)
+		} else if diff := cmp.Diff(want, joined(top)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", file, diff)
+		}
+	}
+}
+
+func (c Conntrack) keys() []string {
+	keys := []string{"max"}
+	for _, t := range c.times() {
+		keys = append(keys, t.key)
+	}
+	return keys
+}
