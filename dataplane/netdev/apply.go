@@ -15,11 +15,12 @@ import (
 	"github.com/lace-net/lace/dataplane/plan"
 )
 
-// applier is one run of Apply.
+// applier is one run of Apply, or of Prepare.
 type applier struct {
 	*Handle
 	*recorder
 	o     Options
+	keep  bool                    // nothing is removed
 	links map[string]netlink.Link // as they were at the start, and those made since
 }
 
@@ -118,19 +119,45 @@ func (a *applier) bridge(n *plan.Network, vrf netlink.Link) (*device, error) {
 		d.bridgeSettings,
 		func() error { return d.mtu(a.o.MTU) },
 		func() error { return d.master(vrf) },
-		func() error { return d.gateways(n.Gateways, a.o.VRF) },
+		func() error { return a.gateways(d, n.Gateways) },
 	)
+}
+
+// ports puts the plan's ports into their bridges: those of a network that left the topology and came back are in none.
+func (a *applier) ports(p *plan.Plan) error {
+	var errs []error
+	for i := range p.Ports {
+		l, bridge := a.links[p.Ports[i].HostIf], a.links[p.Ports[i].Bridge]
+		if l == nil || bridge == nil || !owned(l) || l.Attrs().MasterIndex == bridge.Attrs().Index {
+			continue
+		}
+		errs = append(errs, a.do("veth "+l.Attrs().Name, "put into "+p.Ports[i].Bridge, func() error { return a.host.LinkSetMaster(l, bridge) }))
+	}
+	return errors.Join(errs...)
 }
 
 // gateways gives the bridge its addresses. Outside a VRF it holds none, so that the host's own
 // tables see nothing of the network: the program answers for the gateway.
-func (d *device) gateways(want []netip.Prefix, inVRF bool) error {
-	if !inVRF {
+func (a *applier) gateways(d *device, want []netip.Prefix) error {
+	if !a.o.VRF {
 		want = nil
+	}
+	if a.keep && len(want) == 0 {
+		return nil
 	}
 	ipv6 := d.noIPv6
 	if slices.ContainsFunc(want, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
 		ipv6 = d.withIPv6
+	}
+	if a.keep {
+		have, err := d.addressList()
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(have, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+			ipv6 = d.withIPv6
+		}
+		want = append(slices.Clone(want), have...)
 	}
 	return each(ipv6, func() error { return d.addresses(want) })
 }

@@ -94,8 +94,14 @@ func list[T any](dump func() ([]T, error)) ([]T, error) {
 
 // Apply makes the plan's VRFs, bridges, gateways and locator routes true and removes those of
 // ours that it does not have. It does all it can: what failed is in the error, what changed in the list.
-// Containers' ports are not its concern (CreatePort, DeletePort), but for half-made ones that a crash left.
-func (h *Handle) Apply(p *plan.Plan, o Options) ([]Change, error) {
+// Containers' ports are made and removed elsewhere (CreatePort, DeletePort), but for half-made ones that a crash left; those of
+// the plan are put back into their bridge where they are not.
+func (h *Handle) Apply(p *plan.Plan, o Options) ([]Change, error) { return h.apply(p, o, false) }
+
+// Prepare makes what the plan has and removes nothing: what packets still go by stays until Apply.
+func (h *Handle) Prepare(p *plan.Plan, o Options) ([]Change, error) { return h.apply(p, o, true) }
+
+func (h *Handle) apply(p *plan.Plan, o Options, keep bool) ([]Change, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r := h.recorder()
@@ -103,7 +109,7 @@ func (h *Handle) Apply(p *plan.Plan, o Options) ([]Change, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &applier{Handle: h, recorder: r, o: o, links: links}
+	a := &applier{Handle: h, recorder: r, o: o, keep: keep, links: links}
 	var errs []error
 	if o.VRF && len(p.Networks) > 0 {
 		errs = append(errs, h.ensureVRFRules(r))
@@ -111,6 +117,10 @@ func (h *Handle) Apply(p *plan.Plan, o Options) ([]Change, error) {
 	for i := range p.Networks {
 		errs = append(errs, a.network(&p.Networks[i]))
 	}
-	errs = append(errs, a.removeStale(p), a.routes(p))
+	errs = append(errs, a.ports(p))
+	if !keep {
+		errs = append(errs, a.removeStale(p))
+	}
+	errs = append(errs, a.routes(p))
 	return r.changes, errors.Join(errs...)
 }

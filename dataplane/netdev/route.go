@@ -105,13 +105,17 @@ func (c *conn) mainRoutes(family int) ([]netlink.Route, error) {
 	})
 }
 
-// routes makes the routes of ours exactly those of the plan.
+// routes makes the routes of ours exactly those of the plan, or at least those.
 func (a *applier) routes(p *plan.Plan) error {
 	locators, err := a.locatorRoutes(p)
 	errs := []error{err}
 	want := append(locators, vrfDefaults(p, a.o.VRF)...)
+	sync := a.host.syncRoutes
+	if a.keep {
+		sync = a.host.setRoutes
+	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		errs = append(errs, a.host.syncRoutes(a.recorder, family, want))
+		errs = append(errs, sync(a.recorder, family, want))
 	}
 	return errors.Join(errs...)
 }
@@ -182,11 +186,15 @@ func withoutForeign(rs []route, main []netlink.Route, locators []netip.Prefix) (
 
 // syncRoutes makes the routes with our protocol, of one family, exactly those wanted.
 func (c *conn) syncRoutes(rec *recorder, family int, want []route) error {
+	return errors.Join(c.dropRoutes(rec, family, want), c.setRoutes(rec, family, want))
+}
+
+// dropRoutes removes the routes with our protocol that are not wanted.
+func (c *conn) dropRoutes(rec *recorder, family int, want []route) error {
 	have, err := c.ownRoutes(family)
 	if err != nil {
 		return fmt.Errorf("list the routes of protocol %d: %w", protocol, err)
 	}
-	want = slices.DeleteFunc(slices.Clone(want), func(r route) bool { return r.dst.Addr().Is4() != (family == netlink.FAMILY_V4) })
 	var errs []error
 	for i := range have {
 		h := fromNetlink(have[i])
@@ -195,8 +203,18 @@ func (c *conn) syncRoutes(rec *recorder, family int, want []route) error {
 		}
 		errs = append(errs, rec.do("route "+h.String(), "remove", func() error { return c.removeRoute(&have[i]) }))
 	}
+	return errors.Join(errs...)
+}
+
+// setRoutes makes the wanted routes of a family, and removes none.
+func (c *conn) setRoutes(rec *recorder, family int, want []route) error {
+	have, err := c.ownRoutes(family)
+	if err != nil {
+		return fmt.Errorf("list the routes of protocol %d: %w", protocol, err)
+	}
+	var errs []error
 	for _, w := range want {
-		if slices.ContainsFunc(have, func(n netlink.Route) bool { return fromNetlink(n) == w }) {
+		if w.dst.Addr().Is4() != (family == netlink.FAMILY_V4) || slices.ContainsFunc(have, func(n netlink.Route) bool { return fromNetlink(n) == w }) {
 			continue
 		}
 		set := c.addRoute
