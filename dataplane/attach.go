@@ -66,16 +66,16 @@ func (d *Dataplane) Attach(ctx context.Context, r Request) (Port, error) {
 // maxStickyName is how many bytes of a name the table of reservations holds.
 const maxStickyName = 63
 
-func (d *Dataplane) lease(n *topology.Network, r Request) (*lease, func(), error) {
-	switch b := n.Block(d.node); {
+func (w *wiring) lease(n *topology.Network, r Request) (*lease, func(), error) {
+	switch b := n.Block(w.node); {
 	case r.Container == "":
 		return nil, nil, errors.New("a container without an id cannot be attached")
 	case !b.V4.IsValid() && !b.V6.IsValid():
-		return nil, nil, fmt.Errorf("network %s has no block on node %s", n.Name, d.node)
+		return nil, nil, fmt.Errorf("network %s has no block on node %s", n.Name, w.node)
 	case r.Sticky && len(r.Name) > maxStickyName:
 		return nil, nil, fmt.Errorf("name %q has %d bytes: addresses can be kept for a name of at most %d", r.Name, len(r.Name), maxStickyName)
 	}
-	l, undo, err := d.pools[n.ID].lease(r.Container, r.Name, r.IPs, r.Sticky)
+	l, undo, err := w.pools[n.ID].lease(r.Container, r.Name, r.IPs, r.Sticky)
 	if err != nil {
 		return nil, nil, fmt.Errorf("network %s: %w", n.Name, err)
 	}
@@ -149,7 +149,10 @@ func (d *Dataplane) replace(c *container) error {
 }
 
 func (d *Dataplane) connect(ctx context.Context, c *container, spec netdev.PortSpec) error {
-	if err := d.hooks.Maps().PutPort(c.Port, d.planNetwork(c.NetworkID), d.device(c.ifindex)); err != nil {
+	for _, k := range addressesOf(c) {
+		d.purge(k) // of whoever had the address before
+	}
+	if err := d.hooks.Maps().PutPort(c.Port, deviceOf(c.ifindex, d.podMTU)); err != nil {
 		return err
 	}
 	if err := d.hooks.Attach(c.ifindex, hook.PodL3); err != nil {
@@ -191,20 +194,12 @@ func macOf(l *lease) plan.MAC {
 	return m
 }
 
-func (d *Dataplane) planNetwork(id topology.NetworkID) *plan.Network {
-	for i := range d.plan.Networks {
-		if d.plan.Networks[i].ID == id {
-			return &d.plan.Networks[i]
-		}
-	}
-	return nil
-}
-
-// forget takes a port out of the tables and off its program.
+// forget takes a port out of the tables and off its program. Its flows are decided again at once, and removed in a while.
 func (d *Dataplane) forget(c *container) error {
-	return errors.Join(
-		d.hooks.Maps().DeletePort(c.Port, uint32(c.ifindex)),
-		d.hooks.Detach(c.ifindex))
+	m := d.hooks.Maps()
+	err := errors.Join(m.DeletePort(c.Port, uint32(c.ifindex)), m.DecideAgain(), d.hooks.Detach(c.ifindex))
+	d.collector.leave(c)
+	return err
 }
 
 // unwire takes everything of a port away. It goes on past failures, so that a container can always die.
@@ -214,15 +209,19 @@ func (d *Dataplane) unwire(c *container) error {
 	return errors.Join(d.forget(c), d.dev.DeletePort(c.HostIf))
 }
 
-// forgetGone forgets the containers whose interface went with their network namespace.
+// forgetGone forgets the containers whose interface went with their network namespace, and looks which ports no container has.
 func (d *Dataplane) forgetGone() error {
 	ports, err := d.dev.Ports()
 	if err != nil {
 		return err
 	}
 	index := map[string]int{}
+	d.strays = nil
 	for _, p := range ports {
 		index[p.HostIf] = p.Index
+		if c := d.containers[p.Attachment.Container]; c == nil || c.HostIf != p.HostIf {
+			d.strays = append(d.strays, p.Index)
+		}
 	}
 	var errs []error
 	for id, c := range d.containers {
@@ -292,7 +291,7 @@ func (d *Dataplane) releaseContainer(id string) error {
 		err = d.unwire(c)
 	}
 	for network, p := range d.pools {
-		for l := range p.leases {
+		for l := range p.all() {
 			if l.container == id {
 				d.release(network, l)
 			}
@@ -330,13 +329,13 @@ func (d *Dataplane) remember(network topology.NetworkID, l *lease) {
 }
 
 // keepReservations takes over the sticky names that an earlier agent kept; the containers that run are known already.
-func (d *Dataplane) keepReservations() error {
+func (d *Dataplane) keepReservations(w wiring) error {
 	all, err := d.kept.All()
 	if err != nil {
 		return err
 	}
 	for _, r := range all {
-		p := d.pools[r.Network]
+		p := w.pools[r.Network]
 		if p == nil || p.sticks(r.Name) {
 			continue
 		}
@@ -363,7 +362,7 @@ func (d *Dataplane) Retain(_ context.Context, live []string) error {
 		}
 	}
 	for network, p := range d.pools {
-		for l := range p.leases {
+		for l := range p.all() {
 			if l.container != "" && !keep[l.container] {
 				d.release(network, l)
 			}

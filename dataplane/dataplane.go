@@ -8,7 +8,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
+	gomaps "maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,8 +37,6 @@ type Options struct {
 // Dataplane is one node's data plane in the network namespace where it was opened. Its methods are
 // safe for concurrent use; those that change something run one after the other.
 type Dataplane struct {
-	topo  *topology.Topology
-	node  string
 	bpffs string
 	log   *slog.Logger
 	dev   *netdev.Handle
@@ -44,13 +44,20 @@ type Dataplane struct {
 	vrf   bool
 	vouch atomic.Bool // the nexthops are as they were last read
 
-	mu         sync.Mutex
-	plan       *plan.Plan
-	podMTU     int
-	uplinks    []netdev.Uplink
-	pools      map[topology.NetworkID]*pool
-	containers map[string]*container
-	kept       *maps.Reservations
+	collector collector
+
+	mu sync.Mutex
+	wiring
+	uplinkState
+	plan *plan.Plan
+	kept *maps.Reservations
+}
+
+// uplinkState is what the uplinks are now, and leave for containers.
+type uplinkState struct {
+	uplinks []netdev.Uplink
+	podMTU  int
+	problem error // what is not as the topology says; it waits until it is
 }
 
 // container is a container that is wired.
@@ -70,8 +77,8 @@ func Open(ctx context.Context, o Options) (*Dataplane, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Dataplane{topo: o.Topology, node: o.Node, bpffs: o.BPFFS, log: o.Log, dev: dev,
-		pools: map[topology.NetworkID]*pool{}, containers: map[string]*container{}}
+	d := &Dataplane{bpffs: o.BPFFS, log: o.Log, dev: dev, wiring: wiring{topo: o.Topology, node: o.Node},
+		collector: collector{gone: map[whose]struct{}{}, wake: make(chan struct{}, 1)}}
 	if err := d.open(ctx); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
@@ -90,13 +97,7 @@ func (d *Dataplane) open(ctx context.Context) (err error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, n := range d.topo.Networks {
-		d.pools[n.ID] = newPool(n.Name, d.node, n.Block(d.node))
-	}
-	if err := d.adopt(); err != nil {
-		return err
-	}
-	if err := d.keepReservations(); err != nil {
+	if d.wiring, err = d.rewire(d.topo); err != nil {
 		return err
 	}
 	if err := d.sync(); err != nil {
@@ -105,114 +106,85 @@ func (d *Dataplane) open(ctx context.Context) (err error) {
 	return ctx.Err()
 }
 
-// adopt takes over the containers that an earlier agent wired: their veths say who they are.
-func (d *Dataplane) adopt() error {
-	ports, err := d.dev.Ports()
-	if err != nil {
-		return err
-	}
-	for _, p := range ports {
-		if err := d.adoptPort(p); err != nil {
-			d.log.Warn("a container's network is not as the topology says; it gets no traffic until it is started again",
-				"container", p.Attachment.Container, "network", p.Attachment.Network, "err", err)
-		}
-	}
-	return nil
-}
-
-func (d *Dataplane) adoptPort(p netdev.Port) error {
-	a := p.Attachment
-	n, ok := d.topo.Network(a.Network)
-	if !ok || n.ID != a.NetworkID {
-		return fmt.Errorf("network %s with id %d is not in the topology", a.Network, a.NetworkID)
-	}
-	if other := d.containers[a.Container]; other != nil {
-		return fmt.Errorf("it has %s already", other.HostIf)
-	}
-	l, _, err := d.lease(n, Request{Container: a.Container, Name: a.Name, IPs: addrs(a.V4, a.V6), Sticky: a.Sticky})
-	if err != nil {
-		return err
-	}
-	l.running = true
-	d.containers[a.Container] = &container{Port: plan.Port{Attachment: a, HostIf: p.HostIf}, ifindex: p.Index, lease: l}
-	return nil
-}
-
-// attachments are those of all wired containers.
-func (d *Dataplane) attachments() []plan.Attachment {
-	out := make([]plan.Attachment, 0, len(d.containers))
-	for _, c := range d.containers {
-		out = append(out, c.Attachment)
-	}
-	return out
-}
-
 // sync makes plan, links, tables and programs agree. It does all it can and returns what failed.
 func (d *Dataplane) sync() error {
 	errs := []error{d.forgetGone()}
-	p, err := plan.Build(d.topo, d.node, d.attachments())
+	p, err := d.build()
 	if err != nil {
 		return err
 	}
+	first := d.plan == nil
 	d.plan = p
-	for _, port := range p.Ports {
-		d.containers[port.Container].Port = port
-	}
 	errs = append(errs, d.findUplinks())
-	changes, err := d.dev.Apply(p, netdev.Options{VRF: d.vrf, MTU: d.podMTU})
+	if first { // an agent with another topology may have gone before: its links stay until the tables are ours
+		_, err := d.dev.Prepare(p, d.links())
+		errs = append(errs, err)
+	}
+	_, err = d.resizeFlows(p.Conntrack.Max)
+	errs = append(errs, err, d.syncMaps())
+	changes, err := d.dev.Apply(p, d.links())
 	for _, c := range changes {
 		d.log.Debug("applied", "object", c.Object, "change", c.What)
 	}
-	errs = append(errs, err, d.syncMaps(), d.attachAll())
+	errs = append(errs, err, d.attachAll())
 	return errors.Join(errs...)
 }
+
+func (d *Dataplane) links() netdev.Options { return netdev.Options{VRF: d.vrf, MTU: d.podMTU} }
 
 // defaultMTU stands in while no uplink is there.
 const defaultMTU = 1500
 
-// findUplinks reads the uplinks and what their MTU leaves for containers. While none is there, that stays.
+// findUplinks takes over what the uplinks are now.
 func (d *Dataplane) findUplinks() error {
-	uplinks, err := d.dev.Uplinks(d.plan)
+	now, err := d.readUplinks(d.plan)
 	if err != nil {
 		return err
 	}
+	left := d.uplinks
+	d.uplinkState = now
+	return errors.Join(now.problem, d.leaveUplinks(left))
+}
+
+// readUplinks reads the uplinks and what their MTU leaves for containers. While none is there, that stays.
+func (d *Dataplane) readUplinks(p *plan.Plan) (now uplinkState, err error) {
+	uplinks, err := d.dev.Uplinks(p)
+	if err != nil {
+		return uplinkState{}, err
+	}
 	var missing []string
-	var present []netdev.Uplink
 	mtu := 0
 	for _, u := range uplinks {
 		if u.Missing {
 			missing = append(missing, u.Name)
 			continue
 		}
-		present = append(present, u)
+		now.uplinks = append(now.uplinks, u)
 		if mtu == 0 || u.MTU < mtu {
 			mtu = u.MTU
 		}
 	}
+	now.podMTU = d.podMTU
 	if mtu == 0 && d.podMTU == 0 {
 		mtu = defaultMTU
 	}
 	if mtu > 0 {
-		d.podMTU = min(mtu, 65535) - d.plan.Encapsulation.Overhead()
+		now.podMTU = min(mtu, 65535) - p.Encapsulation.Overhead()
 	}
-	left := d.leaveUplinks(present)
-	d.uplinks = present
 	switch {
-	case left != nil:
-		return left
 	case len(missing) > 0:
-		return fmt.Errorf("uplink %s of node %s is not there; traffic over it waits until it comes back", strings.Join(missing, ", "), d.node)
-	case len(present) == 0:
-		return fmt.Errorf("node %s has no uplink: no interface has a default route or the address %s; name it with uplinks in the topology", d.node, d.plan.Underlay)
+		now.problem = fmt.Errorf("uplink %s of node %s is not there; traffic over it waits until it comes back", strings.Join(missing, ", "), d.node)
+	case len(now.uplinks) == 0:
+		now.problem = fmt.Errorf("node %s has no uplink: no interface has a default route or the address %s; name it with uplinks in the topology", d.node, p.Underlay)
 	}
-	return nil
+	return now, nil
 }
 
-// leaveUplinks takes the programs off what is an uplink no longer.
-func (d *Dataplane) leaveUplinks(now []netdev.Uplink) error {
+// leaveUplinks takes the programs off what was an uplink and is none any more.
+func (d *Dataplane) leaveUplinks(were []netdev.Uplink) error {
 	var errs []error
-	for _, u := range d.uplinks {
-		if slices.ContainsFunc(now, func(n netdev.Uplink) bool { return n.Index == u.Index }) {
+	for _, u := range were {
+		if slices.ContainsFunc(d.uplinks, func(n netdev.Uplink) bool { return n.Index == u.Index }) {
 			continue
 		}
 		errs = append(errs, d.hooks.Detach(u.Index))
@@ -221,28 +193,38 @@ func (d *Dataplane) leaveUplinks(now []netdev.Uplink) error {
 }
 
 func (d *Dataplane) syncMaps() error {
-	m := d.hooks.Maps()
-	devices := map[string]maps.Device{}
-	for _, c := range d.containers {
-		devices[c.HostIf] = d.device(c.ifindex)
-	}
-	if err := m.WriteConfig(d.plan, d.vrf); err != nil {
-		return err
-	}
-	changes, err := m.Sync(d.plan, devices)
-	d.log.Debug("tables written", "put", changes.Put, "deleted", changes.Deleted)
-	return errors.Join(err, d.syncNexthops())
-}
-
-func (d *Dataplane) device(ifindex int) maps.Device {
-	return maps.Device{Index: uint32(ifindex), MTU: uint16(d.podMTU)}
-}
-
-func (d *Dataplane) syncNexthops() error {
 	d.vouch.Store(false)
-	hops, err := d.dev.Nexthops(d.plan)
+	hops, err := d.nexthops(d.plan)
 	if err != nil {
 		return err
+	}
+	done, err := d.hooks.Maps().Sync(d.plan, d.vrf, devicesOf(gomaps.Values(d.containers), d.podMTU), hops)
+	d.log.Debug("tables written", "put", done.Put, "deleted", done.Deleted, "generation", done.Generation, "switched", done.Switched)
+	if err != nil {
+		return err
+	}
+	d.vouch.Store(true)
+	return d.beat()
+}
+
+// devicesOf are the interfaces of containers, by their name.
+func devicesOf(containers iter.Seq[*container], mtu int) map[string]maps.Device {
+	devices := map[string]maps.Device{}
+	for c := range containers {
+		devices[c.HostIf] = deviceOf(c.ifindex, mtu)
+	}
+	return devices
+}
+
+func deviceOf(ifindex, mtu int) maps.Device {
+	return maps.Device{Index: uint32(ifindex), MTU: uint16(mtu)}
+}
+
+// nexthops resolves the ways to the peers of a plan.
+func (d *Dataplane) nexthops(p *plan.Plan) ([]maps.Nexthop, error) {
+	hops, err := d.dev.Nexthops(p)
+	if err != nil {
+		return nil, err
 	}
 	rows := make([]maps.Nexthop, 0, len(hops))
 	for _, h := range hops {
@@ -252,11 +234,7 @@ func (d *Dataplane) syncNexthops() error {
 		rows = append(rows, maps.Nexthop{Peer: h.Peer, Ifindex: uint32(h.Ifindex), MTU: uint16(min(h.MTU, 65535)),
 			Raw: h.Raw, Known: h.Known && !h.Raw, Dst: h.DstMAC, Src: h.SrcMAC})
 	}
-	if err := d.hooks.Maps().SyncNexthops(rows); err != nil {
-		return err
-	}
-	d.vouch.Store(true)
-	return d.beat()
+	return rows, nil
 }
 
 // beat vouches for the nexthops, unless the last attempt to write them failed.
@@ -270,13 +248,24 @@ func (d *Dataplane) beat() error {
 // attachAll puts the programs of this agent in place of older ones, everywhere. Where one fails the others are
 // committed all the same: Commit keeps the older tail calls of an interface that could not get the new program.
 func (d *Dataplane) attachAll() error {
-	keep := map[int]bool{}
+	keep, err := d.attachPrograms(d.wiring, d.uplinks)
+	return errors.Join(err, d.hooks.Commit(keep))
+}
+
+// attachPrograms puts the programs on all interfaces, also on those of containers that get no traffic: without a program
+// the host would take their packets. keep are the interfaces.
+func (d *Dataplane) attachPrograms(w wiring, uplinks []netdev.Uplink) (keep map[int]bool, err error) {
+	keep = map[int]bool{}
 	var errs []error
-	for _, c := range d.containers {
-		keep[c.ifindex] = true
-		errs = append(errs, d.hooks.Attach(c.ifindex, hook.PodL3))
+	pods := slices.Clone(w.strays)
+	for _, c := range w.containers {
+		pods = append(pods, c.ifindex)
 	}
-	for _, u := range d.uplinks {
+	for _, ifindex := range pods {
+		keep[ifindex] = true
+		errs = append(errs, d.hooks.Attach(ifindex, hook.PodL3))
+	}
+	for _, u := range uplinks {
 		keep[u.Index] = true
 		program := hook.Uplink
 		if u.Raw {
@@ -286,7 +275,7 @@ func (d *Dataplane) attachAll() error {
 			errs = append(errs, fmt.Errorf("uplink %s: %w", u.Name, err))
 		}
 	}
-	return errors.Join(append(errs, d.hooks.Commit(keep))...)
+	return keep, errors.Join(errs...)
 }
 
 const (
@@ -294,9 +283,10 @@ const (
 	syncEvery = time.Minute      // what no notice tells of is mended after so long
 )
 
-// Run keeps the kernel at the plan until ctx ends: it follows uplinks, routes and neighbours, and vouches
-// for the nexthops.
+// Run keeps the kernel at the plan until ctx ends: it follows uplinks, routes and neighbours, vouches
+// for the nexthops, and collects idle flows.
 func (d *Dataplane) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
 	changed := make(chan struct{}, 1)
 	watched := make(chan error, 1)
 	go func() {
@@ -307,6 +297,10 @@ func (d *Dataplane) Run(ctx context.Context) error {
 			}
 		})
 	}()
+	var collecting sync.WaitGroup
+	defer collecting.Wait()
+	defer cancel()
+	collecting.Go(func() { d.collectFlows(ctx) })
 	beat, again := time.NewTicker(beatEvery), time.NewTicker(syncEvery)
 	defer beat.Stop()
 	defer again.Stop()

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
+	"iter"
 	"math/big"
 	"net/netip"
 
@@ -30,6 +31,7 @@ type pool struct {
 	size    uint64 // addresses of the smaller family, without network, gateway and broadcast address
 	taken   map[netip.Addr]*lease
 	leases  map[*lease]struct{}
+	away    map[*lease]struct{} // outside the block that the topology gives now: they wait for one that has them again
 }
 
 // maxPool bounds the search in a large IPv6 block.
@@ -46,8 +48,60 @@ func newPool(network, node string, block topology.Block) *pool {
 		}
 	}
 	return &pool{network: network, node: node, block: block, size: size,
-		taken: map[netip.Addr]*lease{}, leases: map[*lease]struct{}{}}
+		taken: map[netip.Addr]*lease{}, leases: map[*lease]struct{}{}, away: map[*lease]struct{}{}}
 }
+
+// inherit takes over the leases of the pool that the network had under another topology: those that do not fit stay away.
+func (p *pool) inherit(old *pool) {
+	if old == nil {
+		return
+	}
+	for l := range old.all() {
+		switch {
+		case p.knows(l): // by the addresses that it got meanwhile
+		case p.fits(l):
+			p.keep(l)
+		default:
+			p.away[l] = struct{}{}
+		}
+	}
+}
+
+// knows says whether the container of a lease, or the name that it is kept for, has one here already.
+func (p *pool) knows(l *lease) bool {
+	for have := range p.leases {
+		if have.container == l.container && (l.container != "" || have.name == l.name) {
+			return true
+		}
+	}
+	return false
+}
+
+// fits says whether all addresses of a lease can be had in this block.
+func (p *pool) fits(l *lease) bool {
+	place := &lease{}
+	for _, a := range addrs(l.v4, l.v6) {
+		if p.wish(place, l, a) != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// all are the leases in the block, and then those that are away.
+func (p *pool) all() iter.Seq[*lease] {
+	return func(yield func(*lease) bool) {
+		for _, some := range []map[*lease]struct{}{p.leases, p.away} {
+			for l := range some {
+				if !yield(l) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (p *pool) empty() bool { return len(p.leases)+len(p.away) == 0 }
 
 // usable counts the addresses of a block that containers can have.
 func usable(p netip.Prefix) uint64 {
@@ -254,6 +308,7 @@ func (p *pool) drop(l *lease) {
 		return
 	}
 	delete(p.leases, l)
+	delete(p.away, l)
 	for _, a := range []netip.Addr{l.v4, l.v6} {
 		if p.taken[a] == l {
 			delete(p.taken, a)

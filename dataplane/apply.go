@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	gomaps "maps"
+	"time"
+
+	"github.com/lace-net/lace/dataplane/maps"
+	"github.com/lace-net/lace/dataplane/netdev"
+	"github.com/lace-net/lace/dataplane/plan"
+	"github.com/lace-net/lace/topology"
+)
+
+// Applied says what Apply did.
+type Applied struct {
+	Generation uint32        // that the programs go by now
+	Changed    bool          // the topology is another one than before
+	Took       time.Duration // from the call to the end
+}
+
+// Apply brings a topology into force while packets pass: links and routes of what is new are made first, then the tables
+// become those of the new topology in one step, and what is gone is removed at last. A container whose network left, or whose
+// addresses are in the node's block no more, stays wired and gets no traffic; its addresses stay its own, so that it goes
+// on when a later topology has them again. On an error the topology before stays in force as a whole.
+func (d *Dataplane) Apply(ctx context.Context, t *topology.Topology) (Applied, error) {
+	began := time.Now()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return Applied{}, fmt.Errorf("apply the topology: waited for others too long: %w", err)
+	}
+	next, err := d.draft(t)
+	if err != nil {
+		return Applied{}, fmt.Errorf("apply the topology: %w (the one before stays in force)", err)
+	}
+	done, err := d.bring(ctx, next)
+	if err != nil {
+		d.report(d.sync()) // takes back what was prepared
+		return Applied{}, fmt.Errorf("apply the topology: %w (the one before stays in force)", err)
+	}
+	done.Took = time.Since(began)
+	d.log.Info("topology applied", "hash", t.Hash, "generation", done.Generation, "changed", done.Changed, "took", done.Took)
+	return done, nil
+}
+
+// draft is a topology with all that follows from it on this node.
+type draft struct {
+	wiring
+	uplinkState
+	plan *plan.Plan
+}
+
+// draft finds out what a topology makes of this node. Nothing changes.
+func (d *Dataplane) draft(t *topology.Topology) (*draft, error) {
+	if _, err := plan.Build(t, d.node, nil); err != nil {
+		return nil, err
+	}
+	w, err := d.rewire(t)
+	if err != nil {
+		return nil, err
+	}
+	n := &draft{wiring: w}
+	if n.plan, err = w.build(); err != nil {
+		return nil, err
+	}
+	n.uplinkState, err = d.readUplinks(n.plan)
+	return n, err
+}
+
+// bring makes a draft what holds.
+func (d *Dataplane) bring(ctx context.Context, n *draft) (Applied, error) {
+	if _, err := d.dev.Prepare(n.plan, netdev.Options{VRF: d.vrf, MTU: n.podMTU}); err != nil {
+		return Applied{}, err
+	}
+	if _, err := d.attachPrograms(n.wiring, n.uplinks); err != nil {
+		return Applied{}, err
+	}
+	resized, err := d.resizeFlows(n.plan.Conntrack.Max)
+	if err != nil {
+		return Applied{}, err
+	}
+	hops, err := d.nexthops(n.plan)
+	if err != nil {
+		return Applied{}, err
+	}
+	if err := ctx.Err(); err != nil {
+		return Applied{}, fmt.Errorf("it took too long: %w", err)
+	}
+	synced, err := d.hooks.Maps().Sync(n.plan, d.vrf, n.devices(), hops)
+	if err != nil && !synced.Switched {
+		return Applied{}, err
+	}
+	changed := synced.Switched || resized || n.topo.Hash != d.topo.Hash
+	d.report(errors.Join(err, d.settle(n)))
+	return Applied{Generation: synced.Generation, Changed: changed}, nil
+}
+
+// settle takes the draft over that holds now, and removes what only the topology before had. What fails is tried again by Run.
+func (d *Dataplane) settle(n *draft) error {
+	left := d.uplinks
+	d.wiring, d.uplinkState, d.plan = n.wiring, n.uplinkState, n.plan
+	d.vouch.Store(true)
+	_, err := d.dev.Apply(d.plan, netdev.Options{VRF: d.vrf, MTU: d.podMTU})
+	return errors.Join(d.problem, d.beat(), d.leaveUplinks(left), err, d.attachAll())
+}
+
+// wiring is what a topology makes of the containers on this node.
+type wiring struct {
+	topo       *topology.Topology
+	node       string
+	pools      map[topology.NetworkID]*pool // those of networks that left keep their leases
+	containers map[string]*container
+	strays     []int // interfaces of containers that get no traffic
+}
+
+// rewire gives the containers and leases that there are their places in a topology: their veths say who they are, and what
+// is leased now stays so where it fits. What holds now is not changed.
+func (d *Dataplane) rewire(t *topology.Topology) (wiring, error) {
+	w := wiring{topo: t, node: d.node, pools: map[topology.NetworkID]*pool{}, containers: map[string]*container{}}
+	for id, p := range d.pools {
+		if !p.empty() {
+			w.pools[id] = p
+		}
+	}
+	for _, n := range t.Networks {
+		p := newPool(n.Name, d.node, n.Block(d.node))
+		p.inherit(d.pools[n.ID])
+		w.pools[n.ID] = p
+	}
+	ports, err := d.dev.Ports()
+	if err != nil {
+		return wiring{}, err
+	}
+	for _, p := range ports {
+		if err := w.adopt(p); err != nil {
+			d.log.Warn("a container's network is not as the topology says; it gets no traffic until that changes, or it is started again",
+				"container", p.Attachment.Container, "network", p.Attachment.Network, "err", err)
+			w.strays = append(w.strays, p.Index)
+		}
+	}
+	return w, d.keepReservations(w)
+}
+
+// adopt takes over a container that was wired before.
+func (w *wiring) adopt(p netdev.Port) error {
+	a := p.Attachment
+	n, ok := w.topo.Network(a.Network)
+	if !ok || n.ID != a.NetworkID {
+		return fmt.Errorf("network %s with id %d is not in the topology", a.Network, a.NetworkID)
+	}
+	if other := w.containers[a.Container]; other != nil {
+		return fmt.Errorf("it has %s already", other.HostIf)
+	}
+	l, _, err := w.lease(n, Request{Container: a.Container, Name: a.Name, IPs: addrs(a.V4, a.V6), Sticky: a.Sticky})
+	if err != nil {
+		return err
+	}
+	l.running = true
+	w.containers[a.Container] = &container{Port: plan.Port{Attachment: a, HostIf: p.HostIf}, ifindex: p.Index, lease: l}
+	return nil
+}
+
+// build plans the node with the containers that are wired, and completes what is known of them.
+func (w *wiring) build() (*plan.Plan, error) {
+	attachments := make([]plan.Attachment, 0, len(w.containers))
+	for _, c := range w.containers {
+		attachments = append(attachments, c.Attachment)
+	}
+	p, err := plan.Build(w.topo, w.node, attachments)
+	if err != nil {
+		return nil, err
+	}
+	for _, port := range p.Ports {
+		w.containers[port.Container].Port = port
+	}
+	return p, nil
+}
+
+// devices are the interfaces of the draft's containers.
+func (n *draft) devices() map[string]maps.Device {
+	return devicesOf(gomaps.Values(n.containers), n.podMTU)
+}
