@@ -3,9 +3,7 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,10 +13,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/lace-net/lace/dataplane/plan"
-	"github.com/lace-net/lace/dataplane/trace"
 	"github.com/lace-net/lace/plugin"
 )
 
@@ -160,102 +156,6 @@ func TestDoctorFollowsTheLinkOfRunc(t *testing.T) {
 		f := wrapperFinding(path(name))
 		if !strings.Contains(f.text, want) || f.ok != (want == "leads to") {
 			t.Errorf("%s: %+v, want %q", name, f, want)
-		}
-	}
-}
-
-func TestStatusPrints(t *testing.T) {
-	st := &status{
-		Node: "edge-1", Topology: "abc", Agent: true,
-		Peers: []peerStatus{
-			{Name: "near", Locator: "l", Gateway: netip.MustParseAddr("fd00:a::2"), MAC: "02:00:00:00:00:01"},
-			{Name: "silent", Locator: "l", Gateway: netip.MustParseAddr("fd00:a::3")},
-			{Name: "raw", Locator: "l"}, {Name: "lost", Locator: "l", Problem: "no route"},
-		},
-		Ports: []portStatus{{Container: "default/a", Network: "six", V6: netip.MustParseAddr("fd60::2"), HostIf: "lace0", MTU: 1460}},
-	}
-	var out bytes.Buffer
-	if err := st.print(&out); err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{"topology  abc", "agent     running", "near    l        fd00:a::2 02:00:00:00:00:01",
-		"fd00:a::3 (not resolved yet)", "raw     l        point to point", "lost    l        no route", "default/a  six      -     fd60::2  lace0      1460"} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("want %q in\n%s", want, out.String())
-		}
-	}
-	out.Reset()
-	if err := (&status{Problem: "f:1: one\nf:2: two"}).print(&out); err != nil || !strings.Contains(out.String(), "topology  f:1: one\n          f:2: two\n") {
-		t.Errorf("%v\n%s", err, out.String())
-	}
-}
-
-func event() *traced {
-	return &traced{Time: time.Unix(0, 0).UTC(), Reason: "no_route", Container: "default/a", Name: "web", Network: "backend", Interface: "lace0", Length: 84,
-		Flow: trace.Flow{Protocol: "tcp", Src: netip.MustParseAddr("10.40.1.7"), Dst: netip.MustParseAddr("10.99.0.1"), SrcPort: 40000, DstPort: 80}}
-}
-
-func TestTraceFilters(t *testing.T) {
-	for _, tt := range []struct {
-		name   string
-		filter traceFilter
-		takes  bool
-	}{
-		{"none", traceFilter{}, true},
-		{"network", traceFilter{network: "backend"}, true},
-		{"other network", traceFilter{network: "staging"}, false},
-		{"name", traceFilter{container: "web"}, true},
-		{"id", traceFilter{container: "default/a"}, true},
-		{"other name", traceFilter{container: "db"}, false},
-		{"reason", traceFilter{reason: "no_route"}, true},
-		{"other reason", traceFilter{reason: "too_big"}, false},
-		{"source", traceFilter{address: netip.MustParseAddr("10.40.1.7")}, true},
-		{"destination", traceFilter{address: netip.MustParseAddr("10.99.0.1")}, true},
-		{"other address", traceFilter{address: netip.MustParseAddr("10.40.1.8")}, false},
-		{"source port", traceFilter{port: 40000}, true},
-		{"destination port", traceFilter{port: 80}, true},
-		{"other port", traceFilter{port: 81}, false},
-		{"all must hold", traceFilter{network: "backend", port: 81}, false},
-	} {
-		if got := tt.filter.takes(event()); got != tt.takes {
-			t.Errorf("%s: %v", tt.name, got)
-		}
-	}
-}
-
-func TestTracePrints(t *testing.T) {
-	var out bytes.Buffer
-	e := event()
-	e.Missed = 3
-	if err := e.print(&out, false); err != nil {
-		t.Fatal(err)
-	}
-	e.Container = ""
-	if err := e.print(&out, false); err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{"00:00:00.000000  no_route              web (backend)  ", "84 bytes\n", "3 more were not told", "uplink lace0"} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("want %q in\n%s", want, out.String())
-		}
-	}
-	out.Reset()
-	if err := event().print(&out, true); err != nil || !json.Valid(out.Bytes()) || strings.Count(out.String(), "\n") != 1 {
-		t.Errorf("%v, %s", err, out.String())
-	}
-}
-
-func TestTraceRefusesWhatNothingPasses(t *testing.T) {
-	for args, want := range map[string]string{
-		"--reason no_rout": `there is no reason "no_rout"`,
-		"--port 65536":     "there is no port 65536; the highest is 65535",
-		"--count -1":       "-1 events cannot be shown",
-		"--address x":      "invalid value",
-		"web":              `unexpected argument "web"`,
-	} {
-		var usage *usageError
-		if err := runTrace(t.Context(), hostEnv(), strings.Fields(args)); !errors.As(err, &usage) || !strings.Contains(usage.problem, want) {
-			t.Errorf("lace trace %s: got %v, want %q", args, err, want)
 		}
 	}
 }

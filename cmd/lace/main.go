@@ -30,11 +30,12 @@ var commands = []command{
 	{"agent", "[--config FILE] [FLAG...]", "run the agent of this node", runAgent},
 	{"apply", "[--config FILE] [--dry-run] [FILE]", "make a new topology the one that holds, without a restart", runApply},
 	{"check", "[FILE]", "say whether a topology file is right", runCheck},
+	{"conntrack", "[list|count|delete] [--json] [--network NAME] [--container NAME] [--address ADDRESS] [--port PORT] [--proto WORD] [--state WORD] [--all]", "list, count or delete the flows that this node knows", runConntrack},
 	{"doctor", "[--config FILE]", "say what this host has and lacks", runDoctor},
 	{"plan", "[--node NAME] [--topology FILE] [--json]", "print what a node will hold", runPlan},
 	{"lab", labArgs, "make the nodes of a topology file on this machine", runLab},
 	{"status", "[--config FILE] [--json]", "show what this node holds: networks, peers, containers, counters", runStatus},
-	{"trace", "[--json] [--network NAME] [--container NAME] [--address ADDRESS] [--port PORT] [--reason WORD] [--count N]", "show refused packets as they come", runTrace},
+	{"trace", "[--json] [--network NAME] [--container NAME] [--address ADDRESS] [--port PORT] [--reason WORD] [--verdict WORD] [--count N]", "show new flows and refused packets as they come", runTrace},
 	{"uninstall", "[--config FILE] [--force]", "take every kernel object of Lace off this host", runUninstall},
 	{"version", "", "print the version", runVersion},
 }

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -24,14 +25,19 @@ import (
 
 // status is what `lace status` prints; it is read from the kernel, so it needs no running agent.
 type status struct {
-	Node     string          `json:"node"`
-	Topology string          `json:"topology"`
-	Problem  string          `json:"problem,omitempty"` // why the topology file cannot be told of
-	Agent    bool            `json:"agent"`
-	Networks []plan.Network  `json:"networks"`
-	Peers    []peerStatus    `json:"peers"`
-	Ports    []portStatus    `json:"ports"`
-	Counters []counterStatus `json:"counters"`
+	Node       string          `json:"node"`
+	Topology   string          `json:"topology"`
+	Problem    string          `json:"problem,omitempty"` // why the topology file cannot be told of
+	Agent      bool            `json:"agent"`
+	Networks   []plan.Network  `json:"networks"`
+	Peers      []peerStatus    `json:"peers"`
+	Ports      []portStatus    `json:"ports"`
+	Conntrack  fill            `json:"conntrack"`
+	Generation uint32          `json:"generation"` // of the tables that are active
+	Counters   []counterStatus `json:"counters"`   // of the node
+	Traffic    []trafficStatus `json:"traffic"`    // of each network
+
+	names map[uint32]string // of networks
 }
 
 type peerStatus struct {
@@ -60,6 +66,16 @@ type counterStatus struct {
 	Bytes   uint64 `json:"bytes"`
 	Refused bool   `json:"refused"`
 	Help    string `json:"help"`
+}
+
+// trafficStatus is a reason's count in one network: that of the container on this node.
+type trafficStatus struct {
+	Network string `json:"network"` // its name, or its number where the topology has none; "": not known
+	ID      uint32 `json:"id"`
+	Reason  string `json:"reason"`
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+	Refused bool   `json:"refused"`
 }
 
 func runStatus(_ context.Context, e *env, args []string) error {
@@ -98,7 +114,7 @@ func readStatus(e *env, s conf.Settings) (*status, error) {
 	defer dev.Close()
 	// Empty lists, not null, for the readers of the JSON.
 	st := &status{Node: node, Agent: agentRuns(s.HookSocket), Networks: []plan.Network{}, Peers: []peerStatus{},
-		Ports: []portStatus{}, Counters: []counterStatus{}}
+		Ports: []portStatus{}, Counters: []counterStatus{}, Traffic: []trafficStatus{}}
 	if p, err := st.readTopology(s.Topology); err != nil {
 		st.Problem = err.Error()
 	} else if err := st.readPeers(dev, p); err != nil {
@@ -107,7 +123,7 @@ func readStatus(e *env, s conf.Settings) (*status, error) {
 	if err := st.readPorts(dev); err != nil {
 		return nil, err
 	}
-	return st, st.readCounters(s.BPFFS)
+	return st, st.readTables(s.BPFFS)
 }
 
 func (st *status) readTopology(file string) (*plan.Plan, error) {
@@ -115,6 +131,7 @@ func (st *status) readTopology(file string) (*plan.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	st.names = networkNames(t)
 	p, err := plan.Build(t, st.Node, nil)
 	if err != nil {
 		return nil, err
@@ -154,12 +171,35 @@ func (st *status) readPorts(dev *netdev.Handle) error {
 	return nil
 }
 
-func (st *status) readCounters(bpffs string) error {
+func (st *status) readTables(bpffs string) error {
 	m, done, err := hook.OpenMaps(bpffs)
 	if err != nil {
 		return err
 	}
 	defer done()
+	if st.Generation, err = m.Generation(); err != nil {
+		return err
+	}
+	if err := st.readConntrack(m); err != nil {
+		return err
+	}
+	if err := st.readCounters(m); err != nil {
+		return err
+	}
+	return st.readTraffic(m)
+}
+
+func (st *status) readConntrack(m *maps.Maps) error {
+	table, err := m.OpenFlows()
+	if err != nil {
+		return err
+	}
+	defer table.Close()
+	st.Conntrack.Max = int(table.MaxEntries())
+	return maps.EachFlow(table, func(maps.Flow) error { st.Conntrack.Entries++; return nil })
+}
+
+func (st *status) readCounters(m *maps.Maps) error {
 	counters, err := m.Counters()
 	if err != nil {
 		return err
@@ -167,6 +207,22 @@ func (st *status) readCounters(bpffs string) error {
 	for _, c := range counters {
 		st.Counters = append(st.Counters, counterStatus{Reason: maps.ReasonName(c.Reason), Packets: c.Packets, Bytes: c.Bytes,
 			Refused: maps.IsRefusal(c.Reason), Help: maps.ReasonHelp(c.Reason)})
+	}
+	return nil
+}
+
+func (st *status) readTraffic(m *maps.Maps) error {
+	counters, err := m.NetworkCounters()
+	if err != nil {
+		return err
+	}
+	for _, c := range counters {
+		name := st.names[c.Network]
+		if name == "" && c.Network != 0 {
+			name = strconv.FormatUint(uint64(c.Network), 10)
+		}
+		st.Traffic = append(st.Traffic, trafficStatus{Network: name, ID: c.Network, Reason: maps.ReasonName(c.Reason),
+			Packets: c.Packets, Bytes: c.Bytes, Refused: maps.IsRefusal(c.Reason)})
 	}
 	return nil
 }
@@ -190,9 +246,14 @@ func (st *status) print(out io.Writer) error {
 	for _, p := range st.Ports {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\n", cmp.Or(p.Name, p.Container), p.Network, text(p.V4), text(p.V6), p.HostIf, p.MTU)
 	}
+	fmt.Fprintf(w, "\nCONNTRACK\tGENERATION\n%s\t%d\n", st.Conntrack, st.Generation)
 	fmt.Fprintf(w, "\nREASON\tPACKETS\tBYTES\tMEANING\n")
 	for _, c := range st.Counters {
 		fmt.Fprintf(w, "%s\t%d\t%d\t%s\n", c.Reason, c.Packets, c.Bytes, c.Help)
+	}
+	fmt.Fprintf(w, "\nNETWORK\tREASON\tPACKETS\tBYTES\n")
+	for _, c := range st.Traffic {
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\n", cmp.Or(c.Network, "-"), c.Reason, c.Packets, c.Bytes)
 	}
 	return w.Flush()
 }

@@ -3,177 +3,242 @@
 package main
 
 import (
-	"cmp"
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"log/slog"
 	"math"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/lace-net/lace/conf"
 	"github.com/lace-net/lace/dataplane/hook"
 	"github.com/lace-net/lace/dataplane/maps"
-	"github.com/lace-net/lace/dataplane/netdev"
-	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/dataplane/trace"
 )
 
 // traced is one line of `lace trace`: an event with the names that belong to it.
 type traced struct {
-	Time      time.Time  `json:"time"`
-	Reason    string     `json:"reason"`
-	Container string     `json:"container,omitempty"`
-	Name      string     `json:"name,omitempty"`
-	Network   string     `json:"network,omitempty"`
-	Interface string     `json:"interface"`
-	Length    uint32     `json:"length"`
-	Missed    uint32     `json:"missed,omitempty"`
-	Flow      trace.Flow `json:"flow"`
+	Time        time.Time  `json:"time"`
+	Node        string     `json:"node"`                   // this one
+	Verdict     string     `json:"verdict"`                // "passed": a new flow; "refused": a packet; "ended": a packet and its flow
+	Reason      string     `json:"reason"`                 // docs/reasons.md
+	Stage       string     `json:"stage"`                  // where it was decided
+	Container   string     `json:"container,omitempty"`    // that sent it, where it is of this node
+	Name        string     `json:"name,omitempty"`         // … as people call it
+	Network     string     `json:"network,omitempty"`      // the sender's
+	FromNode    string     `json:"from_node,omitempty"`    // the sender's, where it is another one
+	ToContainer string     `json:"to_container,omitempty"` // that it goes to, where it is of this node
+	ToName      string     `json:"to_name,omitempty"`
+	ToNetwork   string     `json:"to_network,omitempty"`
+	ToNode      string     `json:"to_node,omitempty"`
+	Interface   string     `json:"interface"` // where it came in
+	Output      string     `json:"output,omitempty"`
+	SID         netip.Addr `json:"sid,omitzero"`         // outer destination, sent or found
+	File        string     `json:"file,omitempty"`       // the topology
+	Line        uint32     `json:"line,omitempty"`       // … and the line of it that decided
+	Generation  uint32     `json:"generation,omitempty"` // of the tables that decided
+	Length      uint32     `json:"length"`
+	Missed      uint32     `json:"missed,omitempty"`
+	Flow        trace.Flow `json:"flow"`
 }
 
 // traceFilter is what the command line asks to see; zero fields ask for everything.
 type traceFilter struct {
-	network, container, reason string
-	address                    netip.Addr
-	port                       uint
+	network, container, reason, verdict string
+	address                             netip.Addr
+	port                                uint
 }
 
 func (f traceFilter) takes(t *traced) bool {
-	return (f.network == "" || f.network == t.Network) &&
-		(f.container == "" || f.container == t.Name || f.container == t.Container) &&
+	return (f.network == "" || f.network == t.Network || f.network == t.ToNetwork) &&
+		(f.container == "" || t.sender().is(f.container) || t.receiver().is(f.container)) &&
 		(f.reason == "" || f.reason == t.Reason) &&
+		(f.verdict == "" || f.verdict == t.Verdict) &&
 		(!f.address.IsValid() || f.address == t.Flow.Src || f.address == t.Flow.Dst) &&
 		(f.port == 0 || f.port == uint(t.Flow.SrcPort) || f.port == uint(t.Flow.DstPort))
 }
 
 // check refuses what no event could ever have, before anybody waits for it.
-func (f traceFilter) check(flags *flag.FlagSet, count int) error {
+func (f *traceFilter) check(flags *flag.FlagSet, count int) error {
+	f.address = f.address.Unmap()
 	switch {
 	case f.reason != "" && !maps.KnownReason(f.reason):
 		return usagef(flags, "there is no reason %q; docs/reasons.md lists them", f.reason)
-	case f.port > math.MaxUint16:
-		return usagef(flags, "there is no port %d; the highest is %d", f.port, math.MaxUint16)
+	case f.verdict != "" && !trace.KnownVerdict(f.verdict):
+		return usagef(flags, "there is no verdict %q; it is passed, refused or ended", f.verdict)
 	case count < 0:
 		return usagef(flags, "%d events cannot be shown; leave --count away to go on until interrupted", count)
+	}
+	return checkPort(flags, f.port)
+}
+
+func checkPort(flags *flag.FlagSet, port uint) error {
+	if port > math.MaxUint16 {
+		return usagef(flags, "there is no port %d; the highest is %d", port, math.MaxUint16)
 	}
 	return nil
 }
 
 var errEnough = errors.New("as many events as were asked for")
 
+// tracing is a run of `lace trace`.
+type tracing struct {
+	filter traceFilter
+	asJSON bool
+	count  int // 0: no end
+	seen   int
+	names  *names
+	out    io.Writer
+}
+
 func runTrace(ctx context.Context, e *env, args []string) error {
-	var filter traceFilter
-	flags := newFlags("trace")
-	file := flags.String("config", conf.DefaultFile, "settings `FILE`")
-	asJSON := flags.Bool("json", false, "print one JSON object a line")
-	count := flags.Int("count", 0, "end after so many `events`; 0: go on until interrupted")
-	flags.StringVar(&filter.network, "network", "", "only of this `network`")
-	flags.StringVar(&filter.container, "container", "", "only of the container with this `name` or namespace/id")
-	flags.StringVar(&filter.reason, "reason", "", "only with this `reason`")
-	flags.TextVar(&filter.address, "address", netip.Addr{}, "only from or to this `address`")
-	flags.UintVar(&filter.port, "port", 0, "only from or to this `port`")
-	if err := parseFlags(flags, args, 0); err != nil {
-		return err
-	}
-	if err := filter.check(flags, *count); err != nil {
-		return err
-	}
-	s, err := agentSettings("trace", []string{"--config", *file})
+	t := &tracing{out: e.stdout}
+	file, err := t.parse(args)
 	if err != nil {
 		return err
 	}
-	names, err := newNames()
+	s, err := agentSettings("trace", []string{"--config", file})
 	if err != nil {
 		return err
 	}
-	defer names.dev.Close()
 	r, err := trace.Open(hook.PinDir(s.BPFFS), filepath.Join(filepath.Dir(s.HookSocket), "trace.lock"))
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	fmt.Fprintln(e.stderr, "refused packets, as they come; end with Ctrl-C")
-	seen := 0
-	err = r.Each(ctx, func(ev trace.Event) error {
-		t := names.name(ev)
-		if !filter.takes(t) {
-			return nil
-		}
-		if err := t.print(e.stdout, *asJSON); err != nil {
-			return err
-		}
-		if seen++; seen == *count {
-			return errEnough
-		}
-		return nil
-	})
-	if errors.Is(err, errEnough) {
+	if t.names, err = newNames(e, s); err != nil {
+		return err
+	}
+	defer t.names.close()
+	fmt.Fprintln(e.stderr, "new flows and refused packets, as they come; end with Ctrl-C")
+	if err := r.Each(ctx, t.show); !errors.Is(err, errEnough) {
+		return err
+	}
+	return nil
+}
+
+// parse reads the command line. The result is the settings file.
+func (t *tracing) parse(args []string) (string, error) {
+	flags := newFlags("trace")
+	file := flags.String("config", conf.DefaultFile, "settings `FILE`")
+	flags.BoolVar(&t.asJSON, "json", false, "print one JSON object a line")
+	flags.IntVar(&t.count, "count", 0, "end after so many `events`; 0: go on until interrupted")
+	flags.StringVar(&t.filter.network, "network", "", "only from or to this `network`")
+	flags.StringVar(&t.filter.container, "container", "", "only from or to the container with this `name` or namespace/id")
+	flags.StringVar(&t.filter.reason, "reason", "", "only with this `reason`")
+	flags.StringVar(&t.filter.verdict, "verdict", "", "only `passed`, refused or ended")
+	flags.TextVar(&t.filter.address, "address", netip.Addr{}, "only from or to this `address`")
+	flags.UintVar(&t.filter.port, "port", 0, "only from or to this `port`")
+	if err := parseFlags(flags, args, 0); err != nil {
+		return "", err
+	}
+	return *file, t.filter.check(flags, t.count)
+}
+
+func (t *tracing) show(ev trace.Event) error {
+	line := t.names.trace(ev)
+	if !t.filter.takes(line) {
 		return nil
 	}
-	return err
+	if err := line.print(t.out, t.asJSON); err != nil {
+		return err
+	}
+	if t.seen++; t.seen == t.count {
+		return errEnough
+	}
+	return nil
+}
+
+// trace names what an event is about.
+func (n *names) trace(e trace.Event) *traced {
+	n.lookFor(n.links[e.Ifindex] != "" && (e.Network == 0 || n.networks[e.Network] != ""))
+	from, to := n.between(e.Network, e.To, e.Ifindex, e.Output, e.Flow.Src, e.Flow.Dst)
+	if n.comesIn(e) {
+		from.Node = n.peer(e.Peer, outerSource(e.Flow))
+	} else {
+		to.Node = n.peer(e.Peer, e.SID)
+	}
+	t := &traced{
+		Time: e.Time, Node: n.node, Verdict: trace.VerdictName(e.Verdict), Reason: maps.ReasonName(e.Reason), Stage: trace.StageName(e.Stage),
+		Container: from.Container, Name: from.Name, Network: from.Network, FromNode: from.Node,
+		ToContainer: to.Container, ToName: to.Name, ToNetwork: to.Network, ToNode: to.Node,
+		Interface: n.link(e.Ifindex), SID: e.SID, Line: e.Line, Generation: e.Generation, Length: e.Length, Missed: e.Missed, Flow: e.Flow,
+	}
+	if e.Output != 0 {
+		t.Output = n.link(e.Output)
+	}
+	if e.Line != 0 {
+		t.File = n.file
+	}
+	return t
+}
+
+// comesIn says whether a packet came from another node: to a SID of this one, or at no container's interface.
+func (n *names) comesIn(e trace.Event) bool {
+	if e.SID.IsValid() && n.locator.IsValid() {
+		return n.isOwn(e.SID)
+	}
+	_, container := n.ports[e.Ifindex]
+	return !container
+}
+
+func outerSource(f trace.Flow) netip.Addr {
+	if f.Outer == nil {
+		return netip.Addr{}
+	}
+	return f.Outer.Src
+}
+
+func (t *traced) sender() party {
+	return party{t.Container, t.Name, t.Network, t.FromNode}
+}
+
+func (t *traced) receiver() party {
+	return party{t.ToContainer, t.ToName, t.ToNetwork, t.ToNode}
 }
 
 func (t *traced) print(w io.Writer, asJSON bool) error {
 	if asJSON {
 		return json.NewEncoder(w).Encode(t)
 	}
-	who := "uplink " + t.Interface
-	if t.Container != "" {
-		who = fmt.Sprintf("%s (%s)", cmp.Or(t.Name, t.Container), t.Network)
+	out := bufio.NewWriter(w)
+	fmt.Fprintf(out, "%s %-7s %-16s %-7s %-38s", t.Time.Format("15:04:05.000000"), t.Verdict, t.Reason, t.Stage, t.Flow)
+	for _, part := range t.parts() {
+		fmt.Fprint(out, "  ", part)
 	}
-	_, err := fmt.Fprintf(w, "%s  %-20s  %s  %s, %d bytes\n", t.Time.Format("15:04:05.000000"), t.Reason, who, t.Flow, t.Length)
-	if err == nil && t.Missed > 0 {
-		_, err = fmt.Fprintf(w, "%17s%d more were not told: there were too many\n", "", t.Missed)
+	fmt.Fprintln(out)
+	if t.Missed > 0 {
+		fmt.Fprintf(out, "%16s%d more were not told: there were too many\n", "", t.Missed)
 	}
-	return err
+	return out.Flush()
 }
 
-// names finds the container behind an interface, and looks again where it does not know one.
-type names struct {
-	dev    *netdev.Handle
-	ports  map[uint32]plan.Attachment
-	links  map[uint32]string
-	looked time.Time
+// parts are what is behind the columns: who, the rule, the SID, the length.
+func (t *traced) parts() []string {
+	parts := []string{ends(t.sender(), t.receiver(), "interface "+t.Interface)}
+	if t.Line != 0 {
+		parts = append(parts, fmt.Sprintf("%s:%d", filepath.Base(t.File), t.Line))
+	}
+	if t.SID.IsValid() && t.Flow.Outer == nil {
+		parts = append(parts, "SID "+t.SID.String())
+	}
+	return append(parts, fmt.Sprintf("%d bytes", t.Length))
 }
 
-func newNames() (*names, error) {
-	dev, err := netdev.Open(slog.New(slog.DiscardHandler))
-	if err != nil {
-		return nil, err
+// ends are both parties as far as they are known; unknown says it where the sender is not.
+func ends(from, to party, unknown string) string {
+	words := []string{from.String()}
+	if words[0] == "" {
+		words[0] = unknown
 	}
-	n := &names{dev: dev}
-	return n, n.look()
-}
-
-// lookEvery bounds how often an interface that nobody knows makes us look.
-const lookEvery = time.Second
-
-func (n *names) look() error {
-	ports, err := n.dev.Ports()
-	if err != nil {
-		return err
+	if s := to.String(); s != "" {
+		words = append(words, s)
 	}
-	n.ports, n.looked = map[uint32]plan.Attachment{}, time.Now()
-	for _, p := range ports {
-		n.ports[uint32(p.Index)] = p.Attachment
-	}
-	n.links, err = n.dev.LinkNames()
-	return err
-}
-
-func (n *names) name(e trace.Event) *traced {
-	if n.links[e.Ifindex] == "" && time.Since(n.looked) > lookEvery {
-		_ = n.look() // the event is told all the same, with the number
-	}
-	a := n.ports[e.Ifindex]
-	return &traced{
-		Time: e.Time, Reason: maps.ReasonName(e.Reason), Container: a.Container, Name: a.Name, Network: a.Network,
-		Interface: cmp.Or(n.links[e.Ifindex], fmt.Sprintf("#%d", e.Ifindex)), Length: e.Length, Missed: e.Missed, Flow: e.Flow,
-	}
+	return strings.Join(words, " > ")
 }
