@@ -44,6 +44,7 @@ const (
 	podX        // network 200, the addresses of podA
 	uplink
 	stranger // in no table
+	podD     // network 400, on the nodes of a pair
 	devices
 )
 
