@@ -372,7 +372,7 @@ func TestSignalReloads(t *testing.T) {
 	hears("READY=1")
 	cancel()
 	<-done
-	if !h.plane.holds("storage") || !strings.Contains(h.log.String(), "the one before goes on") || !strings.Contains(h.log.String(), "generation=7") {
+	if !h.plane.holds("storage") || !strings.Contains(h.log.String(), "the one before goes on") || h.plane.generation != 7 {
 		t.Errorf("the agent says\n%s", h.log.String())
 	}
 }

@@ -57,11 +57,8 @@ func (r *reloader) reload(ctx context.Context, hash string) (dataplane.Applied, 
 	applied, err := r.apply(ctx, hash)
 	if err != nil {
 		r.log.Error("the topology is not applied, the one before goes on", "file", r.file, "err", err)
-		return applied, err
 	}
-	r.log.Info("topology applied", "file", r.file, "topology", r.plane.Plan().Hash.String(), "changed", applied.Changed,
-		"generation", applied.Generation, "took", applied.Took)
-	return applied, nil
+	return applied, err // the data plane tells of what it has done
 }
 
 func (r *reloader) apply(ctx context.Context, hash string) (applied dataplane.Applied, err error) {
@@ -72,10 +69,7 @@ func (r *reloader) apply(ctx context.Context, hash string) (applied dataplane.Ap
 	if got := t.Hash.String(); hash != "" && hash != got {
 		return applied, fmt.Errorf("%s has the topology %s now, not %s: somebody changed it meanwhile; look at it and apply again", r.file, got, hash)
 	}
-	if applied, err = r.plane.Apply(ctx, t); err != nil {
-		return applied, fmt.Errorf("apply %s: %w", r.file, err)
-	}
-	return applied, nil
+	return r.plane.Apply(ctx, t)
 }
 
 // follow reloads at every signal until ctx ends, and tells systemd meanwhile.
