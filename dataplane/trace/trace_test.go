@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lace-net/lace/bpf"
+	"github.com/lace-net/lace/dataplane/maps"
+	"github.com/lace-net/lace/dataplane/plan"
+	"github.com/lace-net/lace/topology"
 )
 
 // plane loads the programs and pins the events below a BPF file system of the test's own.
@@ -48,8 +52,8 @@ func plane(t *testing.T) (*ebpf.Collection, string) {
 	return coll, dir
 }
 
-// refuse sends a packet from an interface that is in no table.
-func refuse(t *testing.T, coll *ebpf.Collection, packet []byte, times uint32) {
+// send sends a packet from the loopback interface, which is in no table if the test does not put it there.
+func send(t *testing.T, coll *ebpf.Collection, packet []byte, times uint32) {
 	t.Helper()
 	_, err := coll.Programs["pod_l3"].Run(&ebpf.RunOptions{Data: packet, DataOut: make([]byte, 1600), Repeat: times})
 	if err != nil {
@@ -62,7 +66,7 @@ var errGotIt = errors.New("got it")
 func TestRefusedPacketIsTold(t *testing.T) {
 	coll, dir := plane(t)
 	lock := filepath.Join(t.TempDir(), "lock")
-	refuse(t, coll, udp4(), 1) // from before Open: left out
+	send(t, coll, udp4(), 1) // from before Open: left out
 	r, err := Open(dir, lock)
 	if err != nil {
 		t.Fatal(err)
@@ -72,7 +76,7 @@ func TestRefusedPacketIsTold(t *testing.T) {
 		t.Errorf("a second reader: got %v", err)
 	}
 	long := append(udp4(), make([]byte, 1200)...)
-	refuse(t, coll, long, 1)
+	send(t, coll, long, 1)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	var got Event
@@ -94,6 +98,135 @@ func TestRefusedPacketIsTold(t *testing.T) {
 	}
 }
 
+// edge1 makes the loaded programs those of a node: 10.40.1.5 is a container behind the loopback interface, which is where
+// BPF_PROG_TEST_RUN has packets come in, and 10.40.2.0/24 is on another node.
+func edge1(t *testing.T, coll *ebpf.Collection) *maps.Maps {
+	t.Helper()
+	for i, name := range map[bpf.LaceStage]string{bpf.LaceStageSTAGE_ROUTE: "stage_route", bpf.LaceStageSTAGE_DELIVER: "stage_deliver",
+		bpf.LaceStageSTAGE_GATEWAY: "stage_gateway", bpf.LaceStageSTAGE_ERROR: "stage_error"} {
+		if err := coll.Maps["stages"].Put(uint32(i), coll.Programs[name]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, err := maps.New(coll.Maps)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.InitFlows(); err != nil {
+		t.Fatal(err)
+	}
+	locator, far := locatorOf("5f00:1ace:1::/48"), locatorOf("5f00:1ace:2::/48")
+	p := &plan.Plan{
+		LocatorBlock: netip.MustParsePrefix("5f00:1ace::/32"), Locator: locator,
+		Networks: []plan.Network{{Name: "backend", ID: 100, BlockBits4: plan.Lengths{24}, Line: 12}},
+		Peers:    []plan.Peer{{Index: 1, Name: "edge-2", Locator: far}},
+		Blocks:   []plan.Block{{Network: 100, Prefix: netip.MustParsePrefix("10.40.2.0/24"), Peer: 1, SID: far.SID(topology.EndDT46, 100)}},
+		Ports: []plan.Port{{HostIf: "lace0", Gateway4: netip.MustParseAddr("10.40.1.1"), Source: locator.Source(100, 0),
+			Attachment: plan.Attachment{Network: "backend", NetworkID: 100, V4: netip.MustParseAddr("10.40.1.5"), MAC: plan.MAC{2, 0x4c, 10, 40, 1, 5}}}},
+	}
+	_, err = m.Sync(p, false, map[string]maps.Device{"lace0": {Index: loopback, MTU: 1460}},
+		[]maps.Nexthop{{Peer: 1, Ifindex: loopback, MTU: 1500, Known: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Beat(); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+const loopback = 1
+
+func locatorOf(prefix string) topology.Locator {
+	return topology.Locator{Prefix: netip.MustParsePrefix(prefix)}
+}
+
+// toGateway is udp4 as its container sends it.
+func toGateway() []byte {
+	b := udp4()
+	copy(b, plan.GatewayMAC[:])
+	return b
+}
+
+// TestNewFlowIsToldOnce: a flow that passes has one event, whatever it sends; a packet that is refused has one, too.
+func TestNewFlowIsToldOnce(t *testing.T) {
+	coll, dir := plane(t)
+	m := edge1(t, coll)
+	r, err := Open(dir, filepath.Join(t.TempDir(), "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	spoofed := toGateway()
+	spoofed[14+15] = 6
+	for _, packet := range [][]byte{toGateway(), toGateway(), toGateway(), spoofed} {
+		send(t, coll, packet, 1)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var got []Event
+	err = r.Each(ctx, func(e Event) error {
+		if got = append(got, e); len(got) == 2 {
+			return errGotIt
+		}
+		return nil
+	})
+	if !errors.Is(err, errGotIt) {
+		t.Fatalf("%d events: %v", len(got), err)
+	}
+	generation, err := m.Generation()
+	if err != nil {
+		t.Fatal(err)
+	}
+	passed := got[0]
+	passed.Time = time.Time{}
+	want := Event{Verdict: bpf.LaceVerdictVERDICT_PASSED, Reason: bpf.LaceReasonREASON_ENCAPSULATED, Stage: bpf.LaceStageSTAGE_DELIVER,
+		Ifindex: loopback, Network: 100, To: 100, Peer: 1, Generation: generation, Line: 12, Length: uint32(len(udp4())),
+		SID: netip.MustParseAddr("5f00:1ace:2:14:0:6400::"), Flow: ParseFlow(udp4(), true)}
+	if want.MTU = passed.MTU; passed != want {
+		t.Errorf("the flow is told as\n%+v, want\n%+v", passed, want)
+	}
+	if e := got[1]; e.Verdict != bpf.LaceVerdictVERDICT_REFUSED || e.Reason != bpf.LaceReasonREASON_SPOOFED_ADDRESS || e.Network != 100 || e.SID.IsValid() || e.Line != 0 {
+		t.Errorf("the spoofed packet is told as %+v", e)
+	}
+	sameInTables(t, m)
+}
+
+// sameInTables: what is counted and remembered of those packets is what was told.
+func sameInTables(t *testing.T, m *maps.Maps) {
+	t.Helper()
+	networks, err := m.NetworkCounters()
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted := map[bpf.LaceReason]uint64{}
+	for _, c := range networks {
+		if c.Network == 100 {
+			counted[c.Reason] = c.Packets
+		}
+	}
+	if counted[bpf.LaceReasonREASON_ENCAPSULATED] != 3 || counted[bpf.LaceReasonREASON_SPOOFED_ADDRESS] != 1 {
+		t.Errorf("network 100 has counted %v", counted)
+	}
+	table, err := m.OpenFlows()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer table.Close()
+	flows := 0
+	err = maps.EachConnection(table, func(maps.Flow) bool { return true }, func(c maps.Connection) error {
+		flows++
+		if c.Src.String() != "10.40.1.5:4242" || c.Dst.String() != "10.40.2.7:53" || c.Packets != 3 || c.Bytes != 3*32 || c.Peer != 1 || c.Line != 12 ||
+			c.Answer == nil || c.Answer.Ifindex != loopback || !c.Answer.Underlay || c.Age > time.Minute {
+			t.Errorf("the flow is remembered as %+v, answered by %+v", c.Flow, c.Answer)
+		}
+		return nil
+	})
+	if err != nil || flows != 1 {
+		t.Errorf("%d flows are remembered, %v", flows, err)
+	}
+}
+
 // A flood is told in part, and how much was left out is told with it.
 func TestFloodIsCounted(t *testing.T) {
 	coll, dir := plane(t)
@@ -107,7 +240,7 @@ func TestFloodIsCounted(t *testing.T) {
 	defer cancel()
 	go func() {
 		for ctx.Err() == nil {
-			refuse(t, coll, udp4(), flood)
+			send(t, coll, udp4(), flood)
 		}
 	}()
 	told, missed := 0, 0
