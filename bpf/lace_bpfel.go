@@ -262,10 +262,12 @@ const (
 )
 
 type LaceFragment struct {
-	_     structs.HostLayout
-	Sport uint16
-	Dport uint16
-	Seen  uint32
+	_        structs.HostLayout
+	Sport    uint16
+	Dport    uint16
+	Seen     uint32
+	Protocol uint8
+	Pad      [3]uint8
 }
 
 type LaceFragmentKey struct {

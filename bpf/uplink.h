@@ -58,8 +58,10 @@ static __always_inline enum reason check_outer(struct context *ctx, const struct
 	struct sid sid = parse_sid(&ctx->sid, cfg->locator_bits);
 	struct peer *peer = find_sender(ctx, cfg);
 
-	if (!peer)
+	if (!peer) {
+		ctx->key.network = 0; /* whoever it is does not say what is counted where */
 		return REASON_UNKNOWN_SOURCE;
+	}
 	ctx->peer = peer->index;
 	if (sid.function != FUNCTION_END_DT46)
 		return REASON_UNKNOWN_FUNCTION;

@@ -113,12 +113,18 @@ static __always_inline void turn(struct flow_key *to, const struct flow_key *key
 	to->dport = key->sport;
 }
 
+/* Read the start of the transport header. What a frame has behind the IP packet is not part of that. */
+static __always_inline bool load_transport(struct __sk_buff *skb, const struct place *at, void *to, __u32 len)
+{
+	return at->offset + len <= at->end && load(skb, at->offset, to, len);
+}
+
 static __always_inline enum reason parse_tcp(struct __sk_buff *skb, struct context *ctx, const struct place *at)
 {
 	struct tcp_start tcp;
 	__u32 header;
 
-	if (!load(skb, at->offset, &tcp, sizeof(tcp)))
+	if (!load_transport(skb, at, &tcp, sizeof(tcp)))
 		return REASON_MALFORMED;
 	header = (tcp.offset >> 4) * 4;
 	if (header < 20 || at->offset + header > at->end)
@@ -219,7 +225,7 @@ static __always_inline enum reason parse_icmp(struct __sk_buff *skb, struct cont
 {
 	struct icmp_start icmp;
 
-	if (!load(skb, at->offset, &icmp, sizeof(icmp)))
+	if (!load_transport(skb, at, &icmp, sizeof(icmp)))
 		return REASON_MALFORMED;
 	if (is_error(at->protocol, icmp.type))
 		return parse_error(skb, at->offset + sizeof(icmp), from_underlay);
@@ -241,7 +247,7 @@ static __always_inline enum reason parse_transport(struct __sk_buff *skb, struct
 	case IPPROTO_UDP:
 	case IPPROTO_UDPLITE_:
 	case IPPROTO_SCTP_:
-		if (!load(skb, at->offset, ports, sizeof(ports)))
+		if (!load_transport(skb, at, ports, sizeof(ports)))
 			return REASON_MALFORMED;
 		ctx->key.sport = ports[0];
 		ctx->key.dport = ports[1];
@@ -261,7 +267,7 @@ static __always_inline void fragment_key(struct fragment_key *to, const struct c
 	to->id = id;
 	to->src = ctx->key.src;
 	to->dst = ctx->key.dst;
-	to->protocol = ctx->key.protocol;
+	to->protocol = ctx->v4 ? ctx->key.protocol : 0;
 }
 
 #define FRAGMENT_TICKS 30 /* a packet is put together within 30 s, or not at all: RFC 791, RFC 8200 4.5 */
@@ -276,11 +282,12 @@ __noinline int remember_fragment(__be32 id)
 {
 	struct context *ctx = context();
 	struct fragment_key key;
-	struct fragment value;
+	struct fragment value = {};
 
 	if (!ctx)
 		return 0;
 	fragment_key(&key, ctx, id);
+	value.protocol = ctx->key.protocol;
 	value.sport = ctx->key.sport;
 	value.dport = ctx->key.dport;
 	value.seen = tick();
@@ -299,6 +306,7 @@ __noinline int follow_fragment(__be32 id)
 	first = bpf_map_lookup_elem(&fragments, &key);
 	if (!first || tick() - first->seen > FRAGMENT_TICKS)
 		return REASON_FRAGMENT_UNKNOWN;
+	ctx->key.protocol = first->protocol;
 	ctx->key.sport = first->sport;
 	ctx->key.dport = first->dport;
 	return REASON_NONE;
@@ -312,10 +320,11 @@ static __always_inline enum reason parse_fragment(struct __sk_buff *skb, struct 
 
 	if (position) {
 		ctx->kind = PACKET_LATER_FRAGMENT;
+		reason = follow_fragment(at->id);
 		/* It would lie over the flags that the first one was judged by: RFC 1858 3.2.2. */
-		if (at->protocol == IPPROTO_TCP && position < 20)
+		if (ctx->key.protocol == IPPROTO_TCP && position < 20)
 			return REASON_FRAGMENT_TINY;
-		return follow_fragment(at->id);
+		return reason;
 	}
 	reason = parse_transport(skb, ctx, at, from_underlay);
 	if (reason == REASON_MALFORMED)

@@ -235,19 +235,21 @@ struct flow {
 	__u8 pad[6];
 };
 
-/* The first fragment of a packet tells the later ones the ports. */
+/* The first fragment of a packet tells the later ones protocol and ports. */
 struct fragment_key {
 	__u32 network;
 	__u32 id;
 	union addr src;
 	union addr dst;
-	__u32 protocol;
+	__u32 protocol; /* IPv6: 0, as only the first fragment's counts, RFC 8200 4.5 */
 };
 
 struct fragment {
 	__be16 sport;
 	__be16 dport;
 	__u32 seen; /* tick */
+	__u8 protocol;
+	__u8 pad[3];
 };
 
 /* What a run of the collector is told, and tells. It is the context of a syscall program. */
@@ -374,4 +376,5 @@ _Static_assert(sizeof(struct config) == 80, "config");
 _Static_assert(sizeof(struct flow_key) == 44, "flow_key");
 _Static_assert(sizeof(struct flow) == 104, "flow");
 _Static_assert(sizeof(struct fragment_key) == 44, "fragment_key");
+_Static_assert(sizeof(struct fragment) == 12, "fragment");
 _Static_assert(sizeof(struct event) == 200, "event");
