@@ -52,13 +52,17 @@ func (p *pair) addr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 40, 1
 func (p *pair) agent() *Hooks {
 	p.t.Helper()
 	h := p.load(p.clsact)
-	devices := map[string]maps.Device{}
-	for i, l := range p.host {
-		devices[ifname(i)] = maps.Device{Index: uint32(l.Attrs().Index), MTU: 1460}
-	}
-	_, err := h.Maps().Sync(p.plan, false, devices, nil)
+	_, err := h.Maps().Sync(p.plan, false, p.devices(), nil)
 	must(p.t, err)
 	return h
+}
+
+func (p *pair) devices() map[string]maps.Device {
+	out := map[string]maps.Device{}
+	for i, l := range p.host {
+		out[ifname(i)] = maps.Device{Index: uint32(l.Attrs().Index), MTU: 1460}
+	}
+	return out
 }
 
 func (p *pair) attachAll(h *Hooks) map[int]bool {

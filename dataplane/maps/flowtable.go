@@ -155,6 +155,9 @@ func (v *mover) all(replace func(*ebpf.Map) error) error {
 
 // copyAll copies the rows, those that were seen last first where not all fit.
 func (v *mover) copyAll() error {
+	if v.to.MaxEntries() >= v.from.MaxEntries() {
+		return v.copyBatches()
+	}
 	seen, total, err := v.histogram()
 	if err != nil {
 		return err
