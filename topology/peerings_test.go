@@ -126,6 +126,7 @@ var peeringErrors = []errorCase{
 
 	{"overlap", subnets(22, `"10.41.128.0/20"`) + peering("'web'", "'db'"), `t.toml:22: network.db.subnets[0]: 10.41.128.0/20 overlaps 10.41.0.0/16 of web (line 17), with which it is peered (line 29); make them apart, or leave the peering out`},
 	{"overlap against the direction", subnets(22, `"10.41.128.0/20"`) + peering("'db'", "'web'"), `t.toml:22: network.db.subnets[0]: 10.41.128.0/20 overlaps 10.41.0.0/16 of web (line 17), with which it is peered (line 29)`},
+	{"overlap both ways", subnets(22, `"10.41.128.0/20"`) + peering("'web'", "'db'") + peering("'db'", "'web'"), `t.toml:22: network.db.subnets[0]: 10.41.128.0/20 overlaps 10.41.0.0/16 of web (line 17), with which it is peered (line 29)`},
 	{"overlap by selector", subnets(22, `"10.41.0.0/16"`) + peering("{ env = 'prod' }", "{ env = 'test' }"), `t.toml:22: network.db.subnets[0]: 10.41.0.0/16 overlaps 10.41.0.0/16 of web (line 17), with which it is peered (line 29)`},
 	{"overlap of the wider, later one", subnets(22, `"10.40.0.0/15"`) + peering("'web'", "'db'"), `t.toml:22: network.db.subnets[0]: 10.40.0.0/15 overlaps 10.41.0.0/16 of web (line 17), with which it is peered (line 29)`},
 	{"overlap of the second subnet", subnets(22, `"10.42.0.0/16",`+"\n"+`"fd40:0:0:8000::/49"`) + peering("'db'", "'backend'"), `t.toml:23: network.db.subnets[1]: fd40:0:0:8000::/49 overlaps fd40::/48 of backend (line 13), with which it is peered (line 30)`},
@@ -165,7 +166,11 @@ func TestPeeringErrorsBounded(t *testing.T) {
 // Tables are counted before any is looked at, in a file of which each is the least there can be.
 func TestTooManyTables(t *testing.T) {
 	b := &builder{file: "t.toml", topology: &Topology{}}
-	b.peerings(make([]rawPeering, MaxPeerings+1))
+	tables, none := make([]rawPeering, MaxPeerings+1), ""
+	for i := range tables {
+		tables[i].From.name, tables[i].To.name = &none, &none // wrong as well, if it were looked at
+	}
+	b.peerings(tables)
 	want := "t.toml: peering: 65537 peerings; at most 65536 are possible; leave some out, or split the topology"
 	if got := b.errs.Error(); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)

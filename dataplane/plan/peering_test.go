@@ -58,7 +58,7 @@ func TestPeeringRows(t *testing.T) {
 // those that its own topology says, so the others come from one in which edge-3 is not.
 func withForeign(t *testing.T, own ...string) *topology.Topology {
 	t.Helper()
-	text := load(t, "peered").Canonical()
+	text := load(t, "peered").Canonical() + "[network.zone]\ntype='l3'\nid=500\nsubnets=['10.44.0.0/16']\n[[peering]]\nfrom='metrics'\nto='zone'\n"
 	whole, err := topology.Parse("whole.toml", []byte(text+"\n[node.edge-3]\nunderlay='fd00:a::3'\nlocator='5f00:1ace:3::/48'\n"))
 	if err != nil {
 		t.Fatal(err)
