@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"log/slog"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -14,6 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/lace-net/lace/cmd/lace/control"
+	"github.com/lace-net/lace/dataplane"
+	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/topology"
 )
 
@@ -73,6 +76,63 @@ func (n *edge) apply(args ...string) (string, error) {
 	var out bytes.Buffer
 	err := runApply(context.Background(), &env{stdout: &out}, append([]string{"--config", n.path("lace.toml")}, args...))
 	return out.String(), err
+}
+
+// spaced applies in the node's namespace, where a real agent is as a whole.
+type spaced struct{ *edge }
+
+func (s spaced) Plan() *plan.Plan { return s.plane.Plan() }
+
+func (s spaced) Apply(ctx context.Context, t *topology.Topology) (applied dataplane.Applied, err error) {
+	done := make(chan struct{})
+	s.work <- func() { applied, err = s.plane.Apply(ctx, t); close(done) }
+	<-done
+	return applied, err
+}
+
+// serve lets the node's data plane be asked as that of an agent.
+func (n *edge) serve() *edge {
+	n.t.Helper()
+	r := &reloader{file: n.path("topology.toml"), plane: spaced{n}, log: slog.New(slog.NewTextHandler(n.t.Output(), nil))}
+	s, err := control.Listen(n.path("control.sock"), r.answer, r.log)
+	must(n.t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- s.Run(ctx) }()
+	n.t.Cleanup(func() { cancel(); must(n.t, <-done) })
+	return n
+}
+
+// What is applied decides: the programs say so.
+func TestApplyTakesAPeeredNetworkAndGivesItBack(t *testing.T) {
+	n := peered(t).serve()
+	ask := "--from web-1 --to 10.50.1.10:5432/tcp"
+	verdict := func(want string) {
+		t.Helper()
+		if x := n.explained(ask); x.Verdict+" "+x.Reason != want || len(x.Notes) > 0 {
+			t.Errorf("got %s %s, %q; want %s", x.Verdict, x.Reason, x.Notes, want)
+		}
+	}
+	verdict("passed local")
+	db, peering := strings.Index(peeredNetworks, "[network.db]"), strings.Index(peeredNetworks, "[network.staging]")
+	n.write("less.toml", peeredNetworks[:db]+peeredNetworks[peering:strings.Index(peeredNetworks, "[[peering]]")])
+	out, err := n.apply("--dry-run", n.path("less.toml"))
+	if err != nil || !strings.Contains(out, "- network db: ") || !strings.Contains(out, "- peering web > db ") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	verdict("passed local")
+	if out, err := n.apply(n.path("less.toml")); err != nil || !strings.Contains(out, " is active, took ") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	verdict("refused no_route")
+	if x := n.explained("--from db-1 --to 10.50.1.11/icmp"); x.Verdict != "refused" {
+		t.Errorf("a container without a network: %+v", x)
+	}
+	n.write("more.toml", peeredNetworks)
+	if out, err := n.apply(n.path("more.toml")); err != nil || !strings.Contains(out, "+ peering web > db ") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	verdict("passed local")
 }
 
 // A network comes and goes under an agent that runs, by command and by signal.
