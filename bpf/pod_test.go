@@ -18,15 +18,20 @@ type row struct {
 	name    string
 	opts    options // of node 1
 	prepare func(n *node)
-	program string // pod_l3
+	before  []input // packets that go on, of the same node and earlier
+	program string  // pod_l3
 	dev     int    // podA
 	frame   []byte
 	gso     uint32
 	verdict uint32
 	reason  bpf.LaceReason                                   // NONE: nothing is counted
 	also    []bpf.LaceReason                                 // counted beside it
+	network int                                              // that it is counted for; 0: the container's, or network 100 at the uplink
 	check   func(t testing.TB, n *node, r result, in []byte) // of the packet out
 }
+
+// nobody is the network of a packet of which none is known.
+const nobody = -1
 
 // form is what rows choose of a node.
 type form struct{ srh, vrf, changeProto bool }
@@ -49,6 +54,8 @@ func runRows(t *testing.T, rows []row) {
 			}
 			r.run(t, shared[key].on(t))
 			shared[key].forget()
+			shared[key].dropFlows()
+			shared[key].dropFragments()
 		})
 	}
 }
@@ -58,18 +65,43 @@ func (r row) run(t testing.TB, n *node) {
 	if r.program == "" {
 		r.program = "pod_l3"
 	}
+	for i, in := range r.before {
+		if before := n.run(in); before.verdict != redirect || before.counted[0] > bpf.LaceReasonREASON_GATEWAY_PASSED {
+			t.Fatalf("packet %d before: verdict %d, %v", i, int32(before.verdict), words(before.counted))
+		}
+	}
+	before := n.tally()
 	got := n.run(input{program: r.program, dev: r.dev, frame: r.frame, gso: r.gso})
 	want := r.also
 	if r.reason != bpf.LaceReasonREASON_NONE {
 		want = append([]bpf.LaceReason{r.reason}, want...)
 	}
 	wantCounted(t, got, r.verdict, want...)
+	wantTally(t, n.tally().since(before), r.counts(want))
 	switch {
 	case r.check != nil:
 		r.check(t, n, got, r.frame)
 	case r.verdict != redirect:
 		wantFrame(t, got.out, r.frame) // what is dropped or passed stays as it was
 	}
+}
+
+// counts is what the row adds to the counters of the networks.
+func (r row) counts(reasons []bpf.LaceReason) tally {
+	network := uint32(backend)
+	switch {
+	case r.network == nobody:
+		network = 0
+	case r.network != 0:
+		network = uint32(r.network)
+	case r.program == "pod_l3":
+		network = uint32(networkOf(r.dev))
+	}
+	out := tally{}
+	for _, reason := range reasons {
+		out[bpf.LaceRefusalKey{Network: network, Reason: uint32(reason)}]++
+	}
+	return out
 }
 
 // Short names for what the rows are full of.
@@ -151,7 +183,7 @@ func guardRows() []row {
 		return row{name: name, frame: frame, verdict: shot, reason: reason}
 	}
 	return []row{
-		{name: "unknown port", dev: stranger, frame: fromA(udp(a4, b4, 1, 2, 0)), verdict: shot, reason: bpf.LaceReasonREASON_NO_PORT},
+		{name: "unknown port", dev: stranger, frame: fromA(udp(a4, b4, 1, 2, 0)), verdict: shot, reason: bpf.LaceReasonREASON_NO_PORT, network: nobody},
 		drop("IPv4 of version 6", eth(plan.GatewayMAC, macA, typeV4, version), bpf.LaceReasonREASON_MALFORMED),
 		drop("IPv6 of version 4", eth(plan.GatewayMAC, macA, typeV6, append(udp(a4, far4, 1, 2, 0).bytes(), make([]byte, 20)...)), bpf.LaceReasonREASON_MALFORMED),
 		drop("IPv4 header below 20 bytes", ethIP(plan.GatewayMAC, macA, shortHeader), bpf.LaceReasonREASON_MALFORMED),
@@ -226,9 +258,9 @@ func failRows() []row {
 		// BPF_PROG_TEST_RUN gives a size and no type of segmentation, and the kernel refuses to grow that.
 		{name: "no room", frame: fromA(tcp(a4, far4, 1600)), gso: 1000, verdict: shot, reason: bpf.LaceReasonREASON_ENCAP_FAILED, check: unchecked},
 		{name: "error cannot be built", program: "stage_error", frame: fromA(udp(a4, far4, 1, 2, 0)), verdict: shot, reason: bpf.LaceReasonREASON_ICMP_FAILED,
-			prepare: func(n *node) { n.preset = bpf.LaceContext{V4: 1, L3Len: 2000} }},
-		{name: "error for an unknown port", program: "stage_error", dev: stranger, frame: fromA(udp(a4, far4, 1, 2, 0)), verdict: shot, reason: bpf.LaceReasonREASON_NO_PORT},
-		{name: "gateway for an unknown port", program: "stage_gateway", dev: stranger, frame: fromA(udp(a4, far4, 1, 2, 0)), verdict: shot, reason: bpf.LaceReasonREASON_NO_PORT},
+			network: nobody, prepare: func(n *node) { n.preset = bpf.LaceContext{V4: 1, L3Len: 2000, Generation: n.generation()} }},
+		{name: "error for an unknown port", program: "stage_error", dev: stranger, frame: fromA(udp(a4, far4, 1, 2, 0)), verdict: shot, reason: bpf.LaceReasonREASON_NO_PORT, network: nobody},
+		{name: "gateway for an unknown port", program: "stage_gateway", dev: stranger, frame: fromA(udp(a4, far4, 1, 2, 0)), verdict: shot, reason: bpf.LaceReasonREASON_NO_PORT, network: nobody},
 	}
 	frames := map[string][]byte{
 		"route": fromA(udp(a4, far4, 1, 2, 0)), "route v6": fromA(udp(a6, far6, 1, 2, 0)),

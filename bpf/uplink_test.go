@@ -186,10 +186,22 @@ func sidRows() []row {
 		},
 	} {
 		for name, frame := range frames {
-			rows = append(rows, row{name: maps.ReasonName(reason) + ": " + name, frame: frame, verdict: shot, reason: reason})
+			rows = append(rows, row{name: maps.ReasonName(reason) + ": " + name, frame: frame, verdict: shot, reason: reason, network: claimed(reason, name)})
 		}
 	}
 	return rows
+}
+
+// claimed is the network that a row of sidRows is counted for: what a node says of itself, and no one else.
+func claimed(reason bpf.LaceReason, name string) int {
+	switch reason {
+	case bpf.LaceReasonREASON_UNKNOWN_SOURCE, bpf.LaceReasonREASON_SEGMENTS_LEFT, bpf.LaceReasonREASON_ROUTING_HEADER, bpf.LaceReasonREASON_UNDERLAY_ICMP:
+		return nobody
+	}
+	return map[string]int{
+		"another network": int(overlap), "router says it is a member": int(overlap), "network 0": nobody,
+		"not on this node": int(elsewhere), "number 0": nobody, "largest number": int(topology.MaxNetworkID),
+	}[name]
 }
 
 // innerRows are refused for the packet inside.
