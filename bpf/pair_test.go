@@ -267,11 +267,11 @@ func onWire(v uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
 }
 
+// table is the table of flows. The caller closes it.
 func (n *node) table() *ebpf.Map {
 	n.t.Helper()
 	table, err := n.maps.OpenFlows()
 	must(n.t, err)
-	n.t.Cleanup(func() { table.Close() })
 	return table
 }
 
@@ -281,7 +281,9 @@ func (n *node) flows() map[bpf.LaceFlowKey]bpf.LaceFlow {
 	out := map[bpf.LaceFlowKey]bpf.LaceFlow{}
 	var k bpf.LaceFlowKey
 	var v bpf.LaceFlow
-	rows := n.table().Iterate()
+	table := n.table()
+	defer table.Close()
+	rows := table.Iterate()
 	for rows.Next(&k, &v) {
 		out[k] = v
 	}
@@ -292,6 +294,7 @@ func (n *node) flows() map[bpf.LaceFlowKey]bpf.LaceFlow {
 func (n *node) dropFlows() {
 	n.t.Helper()
 	table := n.table()
+	defer table.Close()
 	for k := range n.flows() {
 		must(n.t, table.Delete(k))
 	}
@@ -300,8 +303,10 @@ func (n *node) dropFlows() {
 // flow is an entry that has to be there.
 func (n *node) flow(k bpf.LaceFlowKey) bpf.LaceFlow {
 	n.t.Helper()
+	table := n.table()
+	defer table.Close()
 	var v bpf.LaceFlow
-	if err := n.table().Lookup(k, &v); err != nil {
+	if err := table.Lookup(k, &v); err != nil {
 		n.t.Fatalf("node %d has no entry %s: %v", n.opts.number, keyText(k), err)
 	}
 	return v
@@ -317,7 +322,9 @@ func (n *node) edit(k bpf.LaceFlowKey, change func(*bpf.LaceFlow)) {
 	n.t.Helper()
 	v := n.flow(k)
 	change(&v)
-	must(n.t, n.table().Put(k, v))
+	table := n.table()
+	defer table.Close()
+	must(n.t, table.Put(k, v))
 }
 
 // ticks is the time as flows have it.

@@ -161,6 +161,8 @@ static __always_inline enum reason parse_inner(struct __sk_buff *skb, struct con
 	ctx->v4 = outer->nexthdr == IPPROTO_IPIP;
 	if (ctx->v4)
 		return parse_inner_v4(skb, ctx, offset, outer->ecn);
+	if (outer->nexthdr != IPPROTO_IPV6)
+		return REASON_WRONG_PAYLOAD;
 	return parse_inner_v6(skb, ctx, offset, outer->ecn);
 }
 

@@ -28,25 +28,29 @@ static __always_inline bool is_bare_syn(const struct context *ctx)
 }
 
 /*
- * Does the packet open a new flow over an old one? A SYN does where the old one is closed, and where it
- * comes from the side that had been opened to: only what that side may open itself can be let pass then.
+ * Does the packet open a new flow over an old one? A SYN does where the old one is closed, and where it comes from the side
+ * that had been opened to: only what that side may open itself can be let pass then. Until the handshake is complete that
+ * side may open at the same time (RFC 5382 REQ-2).
  */
 static __always_inline bool reopens(const struct flow *flow, const struct context *ctx)
 {
 	if (ctx->kind == PACKET_LATER_FRAGMENT || ctx->kind == PACKET_ICMP_ERROR || !is_bare_syn(ctx))
 		return false;
-	return flow->state == FLOW_CLOSED || (flow->flags & FLOW_REPLY && flow->state != FLOW_NEW);
+	return flow->state == FLOW_CLOSED || (flow->flags & FLOW_REPLY && flow->state > FLOW_ANSWERED);
 }
 
 /*
  * A reset ends a connection only where its receiver would believe it: it has the number that is due, or that was last
- * acknowledged (RFC 5961 3.2); against an unanswered SYN it acknowledges that one.
+ * acknowledged (RFC 5961 3.2); against an unanswered SYN it acknowledges that one, and has the number that follows it where
+ * the sender of the SYN takes it back.
  */
 static __always_inline bool is_valid_reset(const struct flow *flow, const struct flow *partner,
 					   const struct context *ctx)
 {
 	if (flow->state == FLOW_NEW && flow->flags & FLOW_REPLY)
 		return ctx->tcp & TCP_ACK && ctx->ack == partner->seq;
+	if (flow->state == FLOW_NEW)
+		return ctx->seq == flow->seq;
 	return ctx->seq == partner->ack || ctx->seq == flow->seq;
 }
 
@@ -54,6 +58,8 @@ static __always_inline __u8 next_state(struct flow *flow, const struct flow *par
 {
 	bool reply = flow->flags & FLOW_REPLY;
 
+	if (flow->state == FLOW_CLOSED)
+		return flow->state;
 	if (ctx->tcp & TCP_RST)
 		return is_valid_reset(flow, partner, ctx) ? FLOW_CLOSED : flow->state;
 	if (ctx->tcp & TCP_FIN) {
@@ -98,7 +104,7 @@ static __always_inline void track_tcp(struct flow *flow, const struct context *c
 		follow(flow);
 	if (ctx->tcp & TCP_RST)
 		return;
-	if ((__s32)(ctx->seq - flow->seq) > 0)
+	if ((__s32)(ctx->seq - flow->seq) > 0 || flow->state == FLOW_NEW) /* another SYN may have another number */
 		flow->seq = ctx->seq;
 	flow->ack = ctx->ack;
 }
