@@ -21,7 +21,7 @@ const (
 // (TCP), RFC 4787 REQ-5 (UDP) and RFC 5508 REQ-1 (ICMP) ask for; for UDP that was answered what RFC 4787 recommends.
 func DefaultConntrack() Conntrack {
 	return Conntrack{
-		Max:        131072,
+		Max:        65536,
 		TCPOpening: 4 * time.Minute, TCPEstablished: 2*time.Hour + 4*time.Minute,
 		TCPClosing: 4 * time.Minute, TCPClosed: 4 * time.Minute,
 		UDPNew: 2 * time.Minute, UDP: 5 * time.Minute,
