@@ -33,7 +33,7 @@ var commands = []command{
 	{"conntrack", "[list|count|delete] [--json] [--network NAME] [--container NAME] [--address ADDRESS] [--port PORT] [--proto WORD] [--state WORD] [--all]", "list, count or delete the flows that this node knows", runConntrack},
 	{"doctor", "[--config FILE]", "say what this host has and lacks", runDoctor},
 	{"explain", "[--config FILE] [--json] --from CONTAINER|ADDRESS --to ADDRESS:PORT/PROTO [--network NAME]", "say what would become of a flow, by the programs themselves", runExplain},
-	{"plan", "[--node NAME] [--topology FILE] [--json]", "print what a node will hold", runPlan},
+	{"plan", "[--node NAME] [--topology FILE] [--from FILE] [--json]", "print what a node will hold", runPlan},
 	{"lab", labArgs, "make the nodes of a topology file on this machine", runLab},
 	{"status", "[--config FILE] [--json]", "show what this node holds: networks, peers, containers, counters", runStatus},
 	{"trace", "[--json] [--network NAME] [--container NAME] [--address ADDRESS] [--port PORT] [--reason WORD] [--verdict WORD] [--count N]", "show new flows and refused packets as they come", runTrace},
