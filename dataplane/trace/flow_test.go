@@ -113,6 +113,7 @@ func TestParseFlow(t *testing.T) {
 		{"error about a flow", icmpError4(), true, "10.40.1.1 > 10.40.1.5 icmp DestinationUnreachable(Net) about 10.40.1.5:4242 > 10.40.2.7:53 udp"},
 		{"IPv6 error about a flow", icmpError6(), true, "fd40:1::1 > fd40:1::5 icmp6 PacketTooBig about [fd40:1::5]:4242 > [fd40:2::7]:53 udp"},
 		{"error that quotes too little", icmpError4()[:14+20+8+12], true, "10.40.1.1 > 10.40.1.5 icmp DestinationUnreachable(Net)"},
+		{"IPv6 error cut off", icmp6([]byte{2, 0, 0, 0}), true, "fd40:1::1 > fd40:1::5 icmp6 PacketTooBig"},
 		{"IPv6 echo", icmp6([]byte{128, 0, 0, 0, 0, 77, 0, 1}), true, "fd40:1::1 > fd40:1::5 icmp6 EchoRequest id 77"},
 		{"first fragment", first, true, "10.40.1.5:4242 > 10.40.2.7:53 udp fragment 0 of 7"},
 		{"later fragment", later, true, "10.40.1.5 > 10.40.2.7 udp fragment 1480 of 7"},
