@@ -32,10 +32,12 @@ type agentSetup struct {
 
 // order is one line to an agent, answer the line that comes back. Orders run at the same time.
 type order struct {
-	ID      int
-	Do      string
-	Request wish
-	Live    []string
+	ID       int
+	Do       string
+	Request  wish
+	Live     []string
+	Topology string
+	Ends     [2]netip.AddrPort // flows: source and destination; the zero value means any
 }
 
 // wish is a dataplane.Request as it goes over the pipe.
@@ -66,10 +68,23 @@ func portOf(p dataplane.Port) port {
 }
 
 type answer struct {
-	ID     int // 0: the agent is ready
-	Error  string
-	Port   port
-	Status status
+	ID      int // 0: the agent is ready
+	Error   string
+	Port    port
+	Status  status
+	Applied dataplane.Applied
+	Flows   []flow
+}
+
+// flow is a maps.Connection as it goes over the pipe.
+type flow struct {
+	Network, To uint32
+	Src, Dst    netip.AddrPort
+	Protocol    uint8
+	State       string
+	Line        uint32
+	Whole       bool // both directions are there
+	There, Back uint64
 }
 
 // status is what an agent sees of itself.
@@ -78,6 +93,7 @@ type status struct {
 	Counters  map[string]uint64 // packets by reason
 	Endpoints []string          // "network address"
 	Ports     []uint32          // interface indexes
+	Room      int               // of the table of flows, in flows
 }
 
 // serve is the agent process. It ends when its standard input does.
@@ -155,8 +171,12 @@ func obey(ctx context.Context, d *dataplane.Dataplane, o order) answer {
 		err = d.Reserve(ctx, o.Request.request())
 	case "retain":
 		err = d.Retain(ctx, o.Live)
+	case "apply":
+		a.Applied, err = apply(ctx, d, o.Topology)
 	case "status":
 		a.Status, err = statusOf(d)
+	case "flows":
+		a.Flows, err = flowsOf(d, o.Ends)
 	default:
 		err = fmt.Errorf("no order is called %q", o.Do)
 	}
@@ -171,6 +191,45 @@ func attach(ctx context.Context, d *dataplane.Dataplane, o order) (port, error) 
 	return portOf(p), err
 }
 
+func apply(ctx context.Context, d *dataplane.Dataplane, text string) (dataplane.Applied, error) {
+	top, err := topology.Parse("topology.toml", []byte(text))
+	if err != nil {
+		return dataplane.Applied{}, err
+	}
+	return d.Apply(ctx, top)
+}
+
+// maxFlows bounds what is told of a full table.
+const maxFlows = 100
+
+var errEnough = errors.New("enough")
+
+func flowsOf(d *dataplane.Dataplane, ends [2]netip.AddrPort) (all []flow, err error) {
+	table, err := d.Hooks().Maps().OpenFlows()
+	if err != nil {
+		return nil, err
+	}
+	defer table.Close()
+	err = maps.EachConnection(table, func(maps.Flow) bool { return true }, func(c maps.Connection) error {
+		if ends != [2]netip.AddrPort{} && ends != [2]netip.AddrPort{c.Src, c.Dst} {
+			return nil
+		}
+		f := flow{Network: c.Network, To: c.To, Src: c.Src, Dst: c.Dst, Protocol: c.Protocol, State: maps.FlowStateName(c.State),
+			Line: c.Line, Whole: c.Answer != nil, There: c.Packets}
+		if c.Answer != nil {
+			f.Back = c.Answer.Packets
+		}
+		if all = append(all, f); len(all) == maxFlows {
+			return errEnough
+		}
+		return nil
+	})
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	return all, err
+}
+
 func statusOf(d *dataplane.Dataplane) (status, error) {
 	s := status{Features: d.Features(), Counters: map[string]uint64{}}
 	m := d.Hooks().Maps()
@@ -180,13 +239,18 @@ func statusOf(d *dataplane.Dataplane) (status, error) {
 	}
 	endpoints, err2 := m.Endpoints.All()
 	for k := range endpoints {
-		s.Endpoints = append(s.Endpoints, fmt.Sprintf("%d %x", k.Network, k.Addr.U8))
+		s.Endpoints = append(s.Endpoints, fmt.Sprintf("%d %x", maps.Network(k.Scope), k.Addr.U8))
 	}
 	ports, err3 := m.Ports.All()
-	for index := range ports {
-		s.Ports = append(s.Ports, index)
+	for k := range ports {
+		s.Ports = append(s.Ports, k.Ifindex)
 	}
-	return s, errors.Join(err, err2, err3)
+	table, err4 := m.OpenFlows()
+	if err4 == nil {
+		s.Room = int(table.MaxEntries()) / 2
+		err4 = table.Close()
+	}
+	return s, errors.Join(err, err2, err3, err4)
 }
 
 // agent is the test's side of an agent process.

@@ -5,6 +5,7 @@ package nodes
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,6 +15,8 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/lace-net/lace/dataplane"
 )
 
 // uplink is the interface of a node to the underlay; its other end in the namespace wire is called after the node.
@@ -184,6 +187,33 @@ func (n *node) status() status {
 	got, err := n.agent.call(order{Do: "status"})
 	must(n.t, err)
 	return got.Status
+}
+
+// apply brings another topology into force, without a restart.
+func (n *node) apply(topology string) dataplane.Applied {
+	n.t.Helper()
+	got, err := n.agent.call(order{Do: "apply", Topology: topology})
+	must(n.t, err)
+	return got.Applied
+}
+
+// flows are those that the node knows from one end to the other, in the direction in which they were opened. Zero ends
+// mean any, maxFlows of them at most.
+func (n *node) flows(src, dst netip.AddrPort) []flow {
+	n.t.Helper()
+	got, err := n.agent.call(order{Do: "flows", Ends: [2]netip.AddrPort{src, dst}})
+	must(n.t, err)
+	return got.Flows
+}
+
+// flowOf is the flow of a connected socket, if the node knows it.
+func (n *node) flowOf(c net.Conn) (flow, bool) {
+	n.t.Helper()
+	all := n.flows(netip.MustParseAddrPort(c.LocalAddr().String()), netip.MustParseAddrPort(c.RemoteAddr().String()))
+	if len(all) == 0 {
+		return flow{}, false
+	}
+	return all[0], true
 }
 
 // counter is how many packets had a reason so far.

@@ -212,6 +212,7 @@ func checkForeignSRv6(t *testing.T, b *bed, to *container) {
 	}
 	bad := packet("this must not arrive")
 	segment := netip.MustParseAddr(sid)
+	nobody := udp(netip.AddrPortFrom(src, 5), netip.MustParseAddrPort("10.40.1.99:5"), nil)
 	for _, tt := range []struct {
 		reason, source, sid string
 		next                byte
@@ -223,13 +224,14 @@ func checkForeignSRv6(t *testing.T, b *bed, to *container) {
 		{"unknown_source", "5f00:1ace:2:14:0:6400::", sid, protoIPv4, bad},
 		{"unknown_function", peer, "5f00:1ace:1:99:0:6400::", protoIPv4, bad},
 		{"unknown_network", "5f00:1ace:2:5ce:0:6500::", "5f00:1ace:1:14:0:6500::", protoIPv4, bad},
-		{"network_mismatch", "5f00:1ace:2:5ce:0:c800::", sid, protoIPv4, bad},
+		{"no_peering", "5f00:1ace:2:5ce:0:c800::", sid, protoIPv4, bad},
 		{"sid_tail", peer, "5f00:1ace:1:14:0:6400::1", protoIPv4, bad},
 		{"wrong_payload", peer, sid, protoUDP, bad},
 		{"malformed", peer, sid, protoIPv6, bad},
 		{"malformed", peer, sid, protoIPv4, bad[:19]},
 		{"segments_left", peer, sid, protoSRH, srh(protoIPv4, 1, segment, bad)},
-		{"no_endpoint", peer, sid, protoIPv4, ipv4(src, netip.MustParseAddr("10.40.1.99"), protoUDP, 60, nil)},
+		{"malformed", peer, sid, protoIPv4, ipv4(src, dst, protoUDP, 60, nil)},
+		{"no_endpoint", peer, sid, protoIPv4, ipv4(src, netip.MustParseAddr("10.40.1.99"), protoUDP, 60, nobody)},
 	} {
 		before := n.counter(tt.reason)
 		send(tt.source, tt.sid, tt.next, tt.payload)
