@@ -77,33 +77,54 @@ func errorRows() []row {
 	stale := func(n *node) { n.preset = bpf.LaceContext{IcmpMtu: 1234, IcmpType: 9, IcmpCode: 9} }
 	rows = append(rows, with(answer("after a packet that was too big", odd4, hop, 11, 0, 0), stale, false),
 		with(answer("after a packet that was too big, IPv6", odd6, hop, 3, 0, 0), stale, false))
-	for name, p := range quietPackets(nowhere4, nowhere6) {
-		rows = append(rows, row{name: "no answer " + name, frame: fromA(p), verdict: shot, reason: noRoute})
+	for name, p := range quietPackets() {
+		rows = append(rows, row{name: "no answer " + name, frame: fromA(hops(p, 1)), verdict: shot, reason: hop})
 	}
-	return append(rows, gsoRows()...)
+	for name, p := range map[string]ip{"IPv4": udp(a4, netip.MustParseAddr("239.1.2.3"), 1, 2, 9), "IPv6": udp(a6, netip.MustParseAddr("ff0e::1"), 1, 2, 9)} {
+		rows = append(rows, row{name: "no answer to a new flow to multicast, " + name, frame: fromA(p), verdict: shot, reason: noRoute})
+	}
+	return append(append(rows, quietFlowRows()...), gsoRows()...)
 }
 
 // quietPackets never get an answer: RFC 1122 3.2.2, RFC 4443 2.4 (e).
-func quietPackets(to4, to6 netip.Addr) map[string]ip {
-	later4 := udp(a4, to4, 1, 2, 9)
+func quietPackets() map[string]ip {
+	later4 := udp(a4, far4, 1, 2, 9)
 	later4.frag = 5
 	fragment := func(rest [7]byte, body ip) ip {
-		return ip{src: a6, dst: to6, proto: extFragment, body: extension(body.proto, rest, body.body)}
+		return ip{src: a6, dst: far6, proto: extFragment, body: extension(body.proto, rest, body.body)}
 	}
-	behind := icmp(a6, to6, 1, 0, make([]byte, 12))
+	behind := icmp(a6, far6, 1, 0, make([]byte, 12))
 	behind.body, behind.proto = extension(protoICMP6, [7]byte{0, 1, 4}, behind.body), extDest
 	return map[string]ip{
 		"to IPv4 multicast":               udp(a4, netip.MustParseAddr("239.1.2.3"), 1, 2, 9),
 		"to IPv6 multicast":               udp(a6, netip.MustParseAddr("ff0e::1"), 1, 2, 9),
 		"to a later fragment":             later4,
-		"to a later fragment, IPv6":       fragment([7]byte{0, 0, 8}, udp(a6, to6, 1, 2, 9)),
-		"to an error":                     icmp(a4, to4, 3, 1, make([]byte, 12)),
-		"to a redirect":                   icmp(a4, to4, 5, 1, make([]byte, 12)),
-		"to an error, IPv6":               icmp(a6, to6, 1, 0, make([]byte, 12)),
-		"to a redirect, IPv6":             icmp(a6, to6, 137, 0, make([]byte, 12)),
+		"to a later fragment, IPv6":       fragment([7]byte{0, 0, 8}, udp(a6, far6, 1, 2, 9)),
+		"to an error":                     icmp(a4, far4, 3, 1, make([]byte, 12)),
+		"to a redirect":                   icmp(a4, far4, 5, 1, make([]byte, 12)),
+		"to an error, IPv6":               icmp(a6, far6, 1, 0, make([]byte, 12)),
+		"to a redirect, IPv6":             icmp(a6, far6, 137, 0, make([]byte, 12)),
 		"to an error behind an extension": behind,
-		"to an error in a first fragment": fragment([7]byte{0, 0, 1}, icmp(a6, to6, 1, 0, make([]byte, 12))),
+		"to an error in a first fragment": fragment([7]byte{0, 0, 1}, icmp(a6, far6, 1, 0, make([]byte, 12))),
 	}
+}
+
+// quietFlowRows are packets of known flows that are refused further on, again without an answer: an error about a packet of
+// the flow, and a later fragment, both larger than the way takes.
+func quietFlowRows() []row {
+	var rows []row
+	for version, c := range map[string]struct{ in, out ip }{"IPv4": {in4, udp(a4, far4, 2, 1, 1000)}, "IPv6": {in6, udp(a6, far6, 2, 1, 1000)}} {
+		opened := []input{{program: "uplink", dev: uplink, frame: fromUnderlay(overlay(c.in))}}
+		about := complaint(c.in.dst, c.in.src, 3, c.in.bytes())
+		about.body = append(about.body, make([]byte, podMTU)...)
+		first, later := cut(c.out, 7, 0, 800), cut(c.out, 7, 800, 1008)
+		later.body = append(later.body, make([]byte, podMTU)...)
+		sent := []input{{program: "pod_l3", dev: podA, frame: fromA(first)}}
+		rows = append(rows,
+			row{name: "no answer to an error that is too big, " + version, before: opened, frame: fromA(about), verdict: shot, reason: bpf.LaceReasonREASON_TOO_BIG},
+			row{name: "no answer to a later fragment that is too big, " + version, before: sent, frame: fromA(later), verdict: shot, reason: bpf.LaceReasonREASON_TOO_BIG})
+	}
+	return rows
 }
 
 // gsoRows: of a packet that is yet to be segmented, the segments have to fit.

@@ -4,6 +4,7 @@ package bpf_test
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -28,6 +29,7 @@ type ip struct {
 	label    uint32
 	proto    uint8  // of body, and so of the first extension header
 	options  []byte // IPv4, whole words
+	id       uint16 // IPv4; 0: 0x1234
 	frag     uint16 // IPv4: flags and offset as on the wire
 	body     []byte
 }
@@ -50,7 +52,7 @@ func (p ip) v4() []byte {
 	header := 20 + len(p.options)
 	b := []byte{0x40 | byte(header/4), p.class}
 	b = binary.BigEndian.AppendUint16(b, uint16(header+len(p.body)))
-	b = binary.BigEndian.AppendUint16(b, 0x1234)
+	b = binary.BigEndian.AppendUint16(b, cmp.Or(p.id, 0x1234))
 	b = binary.BigEndian.AppendUint16(b, p.frag)
 	b = append(b, p.hops, p.proto, 0, 0)
 	b = append(append(b, p.src.AsSlice()...), p.dst.AsSlice()...)
@@ -220,4 +222,44 @@ func goodChecksums(t testing.TB, frame []byte) {
 	if sum(body, start) != 0xffff {
 		t.Errorf("checksum of protocol %d is wrong: %s", proto, spaced(body))
 	}
+}
+
+// complaint is an ICMP error about a packet, or the start of one. kind: 3, 11 or 12, in IPv6 what is nearest to that.
+func complaint(src, dst netip.Addr, kind uint8, quote []byte) ip {
+	if src.Is6() {
+		kind = map[uint8]uint8{3: 1, 11: 3, 12: 4}[kind]
+	}
+	return icmp(src, dst, kind, 0, append(make([]byte, 4), quote...))
+}
+
+// cut is a fragment of a packet: the bytes of its body from from to to.
+func cut(p ip, id uint32, from, to int) ip {
+	more := to < len(p.body)
+	if p.src.Is4() {
+		p.id, p.frag = uint16(id), p.frag&0x4000|uint16(from/8)
+		if more {
+			p.frag |= 0x2000
+		}
+		p.body = p.body[from:to]
+		return p
+	}
+	rest := [7]byte{0, byte(from >> 8), byte(from)}
+	if more {
+		rest[2] |= 1
+	}
+	binary.BigEndian.PutUint32(rest[3:], id)
+	p.body, p.proto = extension(p.proto, rest, p.body[from:to]), extFragment
+	return p
+}
+
+// firstOf is a first fragment for a later one; false: the packet is none.
+func firstOf(p ip) (first ip, later bool) {
+	ports := udp(p.src, p.dst, 1000, 2000, 8)
+	switch {
+	case p.src.Is4() && p.frag&0x1fff != 0:
+		return cut(ports, uint32(cmp.Or(p.id, 0x1234)), 0, 8), true
+	case p.src.Is6() && p.proto == extFragment && p.body[2]|p.body[3]&^7 != 0:
+		return cut(ports, binary.BigEndian.Uint32(p.body[4:]), 0, 8), true
+	}
+	return ip{}, false
 }

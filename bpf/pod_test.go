@@ -20,7 +20,7 @@ type row struct {
 	prepare func(n *node)
 	before  []input // packets that go on, of the same node and earlier
 	program string  // pod_l3
-	dev     int    // podA
+	dev     int     // podA
 	frame   []byte
 	gso     uint32
 	verdict uint32
