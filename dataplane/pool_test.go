@@ -226,3 +226,47 @@ func TestNthAndOffset(t *testing.T) {
 		t.Error("no block has a third address")
 	}
 }
+
+// TestInherit: leases outlive a change of the block, there and back.
+func TestInherit(t *testing.T) {
+	first := newPool("net", "one", block("10.40.1.0/24"))
+	running := mustLease(t, first, "default/running", "", ips("10.40.1.9"), false)
+	kept := mustLease(t, first, "default/old", "db", ips("10.40.1.20"), true)
+	mustLease(t, first, "default/db", "db", ips("10.40.1.21"), false) // another one of that name
+	kept.container = ""                                               // it is removed; the name keeps it
+	moves := mustLease(t, first, "default/moves", "", nil, false)
+
+	moved := newPool("net", "one", block("10.41.1.0/24"))
+	moved.inherit(first)
+	checkPool(t, moved)
+	if len(moved.leases) != 0 || len(moved.away) != 4 {
+		t.Fatalf("%d leases and %d away in another block, want 0 and 4", len(moved.leases), len(moved.away))
+	}
+	elsewhere := mustLease(t, moved, "default/moves", "", nil, false)
+
+	back := newPool("net", "one", block("10.40.1.0/24"))
+	back.inherit(moved)
+	checkPool(t, back)
+	if len(back.leases) != 4 || len(back.away) != 1 {
+		t.Errorf("%d leases and %d away when the block is back, want 4 and 1", len(back.leases), len(back.away))
+	}
+	if back.holds("default/running", "") != running || back.taken[kept.v4] != kept || back.taken[moves.v4] != moves || back.taken[elsewhere.v4] != nil {
+		t.Errorf("the leases are others: %v", back.taken)
+	}
+	again := newPool("net", "one", block("10.40.1.0/24"))
+	again.inherit(back)
+	if len(again.leases) != 4 || len(again.away) != 0 {
+		t.Errorf("%d leases and %d away, want 4 and none: what a container had in the other block is void", len(again.leases), len(again.away))
+	}
+	for _, a := range []string{"10.40.1.9", "10.40.1.20", "10.40.1.21"} {
+		if _, _, err := back.lease("default/new", "", ips(a), false); err == nil {
+			t.Errorf("%s was given away", a)
+		}
+	}
+	for l := range back.all() {
+		back.drop(l)
+	}
+	if !back.empty() || len(back.taken) != 0 {
+		t.Errorf("after all were given up there are %d leases, %d away", len(back.leases), len(back.away))
+	}
+}

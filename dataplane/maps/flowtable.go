@@ -9,7 +9,6 @@ import (
 	"math"
 	"slices"
 	"time"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 
@@ -70,12 +69,16 @@ func (m *Maps) InitFlows() error {
 	return m.putFlows(table)
 }
 
-// newFlows makes a table for so many flows, preallocated: a packet never waits for memory.
+// newFlows makes a table for so many flows, preallocated: a packet never waits for memory. It comes from the object, types
+// and all: kernels before 6.3 take an inner map with types for another one than the same without.
 func newFlows(flows int) (*ebpf.Map, error) {
-	table, err := ebpf.NewMap(&ebpf.MapSpec{
-		Name: "flows_table", Type: ebpf.Hash, MaxEntries: uint32(flows * directions),
-		KeySize: uint32(unsafe.Sizeof(bpf.LaceFlowKey{})), ValueSize: uint32(unsafe.Sizeof(bpf.LaceFlow{})),
-	})
+	object, err := bpf.LoadLace()
+	if err != nil {
+		return nil, fmt.Errorf("read the built-in eBPF object: %w", err)
+	}
+	spec := object.Maps["flows"].InnerMap.Copy()
+	spec.Name, spec.MaxEntries = "flows_table", uint32(flows*directions)
+	table, err := ebpf.NewMap(spec)
 	if err != nil {
 		return nil, fmt.Errorf("make a table for %d flows, which takes about %d MB: %w (choose a smaller max in [conntrack])",
 			flows, flows*directions*bytesPerRow>>20, err)

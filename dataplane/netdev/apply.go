@@ -131,7 +131,11 @@ func (a *applier) ports(p *plan.Plan) error {
 		if l == nil || bridge == nil || !owned(l) || l.Attrs().MasterIndex == bridge.Attrs().Index {
 			continue
 		}
-		errs = append(errs, a.do("veth "+l.Attrs().Name, "put into "+p.Ports[i].Bridge, func() error { return a.host.LinkSetMaster(l, bridge) }))
+		d, err := a.host.read(a.recorder, l)
+		if err == nil {
+			err = d.join(bridge, p.Ports[i].MAC)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -276,14 +276,22 @@ func (p *port) hostEnd(l netlink.Link, bridge netlink.Link) error {
 		d.noIPv6,
 		d.noLinkLocal,
 		func() error { return d.mtu(p.s.MTU) },
-		func() error { return d.master(bridge) },
 	); err != nil {
 		return err
 	}
-	if d.detail, err = p.host.detail(l.Attrs().Index); err != nil { // now as a port of the bridge
-		return fmt.Errorf("read interface %s: %w", p.s.HostIf, err)
+	return d.join(bridge, p.s.MAC)
+}
+
+// join puts a port into its bridge, which is told who is there and learns nothing.
+func (d *device) join(bridge netlink.Link, mac plan.MAC) error {
+	err := d.master(bridge)
+	if err != nil {
+		return err
 	}
-	return each(d.portSettings, func() error { return d.forwardMAC(p.s.MAC) })
+	if d.detail, err = d.conn.detail(d.Attrs().Index); err != nil { // now as a port of the bridge
+		return fmt.Errorf("read interface %s: %w", d.Attrs().Name, err)
+	}
+	return each(d.portSettings, func() error { return d.forwardMAC(mac) })
 }
 
 // ends reads both ends again.
