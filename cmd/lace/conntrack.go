@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -295,7 +294,7 @@ func (t *tally) print(out io.Writer) error {
 func (n *names) tracked(c maps.Connection) *tracked {
 	from, to := n.between(c.Network, c.To, 0, c.Ifindex, c.Src.Addr(), c.Dst.Addr())
 	if c.Underlay {
-		from.Node = n.peer(c.Peer, netip.Addr{})
+		from.Node = n.peer(c.Peer, c.Source)
 	} else {
 		to.Node = n.peer(c.Peer, c.SID)
 	}
@@ -335,7 +334,7 @@ func (t *tracked) print(w io.Writer, asJSON bool) error {
 	}
 	_, err := fmt.Fprintf(w, listFormat, t.Protocol, t.State, span(t.Age), span(t.Idle), t.Sent, answered, t.flow(), ends(from, to, "?"))
 	if err == nil && t.Line != 0 {
-		_, err = fmt.Fprintf(w, "  %s:%d", filepath.Base(t.File), t.Line)
+		_, err = fmt.Fprint(w, "  ", rule(t.File, t.Line))
 	}
 	if err == nil {
 		_, err = fmt.Fprintln(w)

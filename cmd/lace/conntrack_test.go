@@ -66,6 +66,7 @@ func TestConntrackPrints(t *testing.T) {
 		"from another node": {func(c *maps.Connection) {
 			there, back := *c.Answer, c.Flow
 			there.Reply, back.Reply = false, true
+			there.Source, there.Peer = address("5f00:1ace:2:5ce:0:c800::"), 2 // of a file that has been changed since
 			*c = maps.Connection{Flow: there, Answer: &back}
 		}, "tcp   established  12m05s      3s        9/7800      12/34.6K  10.60.2.9:80 > 10.40.1.7:40000        edge-2 (storage) > web (backend)  topology.toml:31\n"},
 		"here, and unanswered": {func(c *maps.Connection) {
@@ -152,9 +153,8 @@ func TestFlowFilters(t *testing.T) {
 	}
 }
 
-// tables pins empty tables as an agent does, below a BPF file system of the test's own. The results are the settings
-// file and the table of flows.
-func tables(t *testing.T) (config string, pinned map[string]*ebpf.Map) {
+// tables loads the programs and pins empty tables as an agent does, below a BPF file system of the test's own.
+func tables(t *testing.T) (config string, coll *ebpf.Collection) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("eBPF tables need root: run the tests as root")
@@ -176,8 +176,7 @@ func tables(t *testing.T) (config string, pinned map[string]*ebpf.Map) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec.Programs = nil
-	coll, err := ebpf.NewCollection(spec)
+	coll, err = ebpf.NewCollection(spec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +188,7 @@ func tables(t *testing.T) (config string, pinned map[string]*ebpf.Map) {
 	}
 	topo := writeFile(t, "topology.toml", smallTopology)
 	return writeFile(t, "lace.toml", fmt.Sprintf("node = \"edge-1\"\nbpffs = \"%s/lace\"\ntopology = %q\nhook-socket = \"%s\"\n",
-		dir, topo, filepath.Join(t.TempDir(), "lace.sock"))), coll.Maps
+		dir, topo, filepath.Join(t.TempDir(), "lace.sock"))), coll
 }
 
 const smallTopology = `version = 1
@@ -240,8 +239,8 @@ func lace(t *testing.T, args ...string) string {
 }
 
 func TestConntrackOfPinnedTables(t *testing.T) {
-	config, pinned := tables(t)
-	table := pinned["flows_initial"]
+	config, coll := tables(t)
+	table := coll.Maps["flows_initial"]
 	for port := range uint16(3) {
 		putFlow(t, table, 6, 40000+port, 80, 0, bpf.LaceFlowStateFLOW_ESTABLISHED)
 	}
@@ -289,15 +288,15 @@ func TestConntrackOfPinnedTables(t *testing.T) {
 
 // TestStatusOfPinnedTables: without an agent, and with counters of a network that is in the topology no more.
 func TestStatusOfPinnedTables(t *testing.T) {
-	config, pinned := tables(t)
-	putFlow(t, pinned["flows_initial"], 6, 40000, 80, 0, bpf.LaceFlowStateFLOW_NEW)
+	config, coll := tables(t)
+	putFlow(t, coll.Maps["flows_initial"], 6, 40000, 80, 0, bpf.LaceFlowStateFLOW_NEW)
 	for network, packets := range map[uint32]uint64{100: 5, 300: 7} {
 		k := bpf.LaceRefusalKey{Network: network, Reason: uint32(bpf.LaceReasonREASON_NO_ROUTE)}
-		if err := pinned["refusals"].Put(k, bpf.LaceCounter{Packets: packets, Bytes: 100 * packets}); err != nil {
+		if err := coll.Maps["refusals"].Put(k, bpf.LaceCounter{Packets: packets, Bytes: 100 * packets}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := pinned["generation"].Put(uint32(0), uint32(6)); err != nil {
+	if err := coll.Maps["generation"].Put(uint32(0), uint32(6)); err != nil {
 		t.Fatal(err)
 	}
 	var st status

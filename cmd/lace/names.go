@@ -160,13 +160,8 @@ func (n *names) link(index uint32) string {
 	return fmt.Sprintf("#%d", index)
 }
 
-// rule is a line of the topology as an editor takes it: "topology.toml:12".
-func (n *names) rule(line uint32) string {
-	if line == 0 {
-		return ""
-	}
-	return fmt.Sprintf("%s:%d", filepath.Base(n.file), line)
-}
+// rule is a line of a topology file as an editor takes it: "topology.toml:12".
+func rule(file string, line uint32) string { return fmt.Sprintf("%s:%d", filepath.Base(file), line) }
 
 // party is one end of a flow: a container of this node, or another node.
 type party struct {

@@ -223,7 +223,7 @@ func (t *traced) print(w io.Writer, asJSON bool) error {
 func (t *traced) parts() []string {
 	parts := []string{ends(t.sender(), t.receiver(), "interface "+t.Interface)}
 	if t.Line != 0 {
-		parts = append(parts, fmt.Sprintf("%s:%d", filepath.Base(t.File), t.Line))
+		parts = append(parts, rule(t.File, t.Line))
 	}
 	if t.SID.IsValid() && t.Flow.Outer == nil {
 		parts = append(parts, "SID "+t.SID.String())

@@ -4,12 +4,15 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cilium/ebpf"
 
 	"github.com/lace-net/lace/bpf"
 	"github.com/lace-net/lace/dataplane/netdev"
@@ -176,6 +179,56 @@ func TestTraceEndsAtItsCount(t *testing.T) {
 	}
 	if got := strings.Count(out.String(), "\n"); got != 2 {
 		t.Errorf("%d lines:\n%s", got, out.String())
+	}
+}
+
+// watched tells when something was written to it.
+type watched struct {
+	bytes.Buffer
+	written chan struct{}
+}
+
+func (w *watched) Write(b []byte) (int, error) {
+	select {
+	case w.written <- struct{}{}:
+	default:
+	}
+	return w.Buffer.Write(b)
+}
+
+// TestTraceOfPinnedTables: the command beside no agent, and a packet of an interface that is in no table.
+func TestTraceOfPinnedTables(t *testing.T) {
+	config, coll := tables(t)
+	var out bytes.Buffer
+	listens := &watched{written: make(chan struct{}, 1)}
+	e := hostEnv()
+	e.stdout, e.stderr = &out, listens
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		done <- runTrace(ctx, e, []string{"--config", config, "--count", "1", "--address", "10.40.1.7", "--json"})
+	}()
+	select {
+	case <-listens.written:
+	case err := <-done:
+		t.Fatalf("lace trace ends before a packet came: %v", err)
+	}
+	frame := make([]byte, 64)
+	copy(frame[12:], []byte{8, 0, 0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17, 0, 0, 10, 40, 1, 7, 10, 40, 2, 9, 0, 100, 0, 53, 0, 30})
+	if _, err := coll.Programs["pod_l3"].Run(&ebpf.RunOptions{Data: frame, DataOut: make([]byte, 256)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatalf("lace trace: %v, %s", err, listens.String())
+	}
+	var line traced
+	if err := json.Unmarshal(out.Bytes(), &line); err != nil || ctx.Err() != nil {
+		t.Fatalf("%v in %q", err, out.String())
+	}
+	if line.Node != "edge-1" || line.Verdict != "refused" || line.Reason != "no_port" || line.Stage != "entry" || line.Interface != "lo" ||
+		line.Flow.DstPort != 53 || time.Since(line.Time) > time.Hour {
+		t.Errorf("got %s", out.String())
 	}
 }
 

@@ -34,6 +34,7 @@ type Flow struct {
 	Ifindex    uint32     // host end of the local container that it goes to; 0: to another node
 	Peer       uint32     // plan.Peer.Index of that node, or of the one that it comes from
 	SID        netip.Addr // outer destination, sent or expected; invalid: none
+	Source     netip.Addr // Underlay: outer source that was last found good; invalid: none yet
 	Line       uint32     // of the topology that lets it pass
 	Generation uint32     // that decided
 
@@ -161,10 +162,16 @@ func flowOf(k bpf.LaceFlowKey, v bpf.LaceFlow, now uint32) Flow {
 		Age: sinceTick(v.Since, now), Idle: sinceTick(v.Seen, now), Packets: v.Packets, Bytes: v.Bytes,
 		Ifindex: v.Ifindex, Peer: v.Peer, Line: v.Line, Generation: v.Generation, key: k, back: partner(k, v.Network),
 	}
-	if sid := netip.AddrFrom16(v.Sid.U8); !sid.IsUnspecified() {
-		f.SID = sid
-	}
+	f.SID, f.Source = outer(v.Sid.U8), outer(v.Source.U8)
 	return f
+}
+
+// outer is an address of the underlay; invalid where there is none.
+func outer(b [16]byte) netip.Addr {
+	if a := netip.AddrFrom16(b); !a.IsUnspecified() {
+		return a
+	}
+	return netip.Addr{}
 }
 
 func flagged(v bpf.LaceFlow, flag bpf.LaceFlowFlags) bool { return v.Flags&uint8(flag) != 0 }
