@@ -267,9 +267,10 @@ func (n *node) holdings() []string {
 // container is a network namespace that is, or was, attached.
 type container struct {
 	*namespace
-	node *node
-	id   string
-	port port
+	node    *node
+	id      string
+	network string
+	port    port
 }
 
 // newContainer makes a container's namespace and does not attach it.
@@ -300,7 +301,7 @@ func (c *container) attach(t testing.TB, network string, change ...func(*wish)) 
 	t.Helper()
 	got, err := c.node.agent.call(order{Do: "attach", Request: c.request(network, change...)})
 	must(t, err)
-	c.port = got.Port
+	c.network, c.port = network, got.Port
 	return c
 }
 

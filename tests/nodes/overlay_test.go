@@ -292,7 +292,7 @@ func tcpFailsAtOnce(t *testing.T, a *container, to netip.Addr) {
 
 // checkTooBig lets a container send more than the way takes, as one with a wrong MTU does.
 func checkTooBig(t *testing.T, far, near *container, at, mtu int) {
-	from := near.node.run(t, "big", "backend")
+	from := near.node.run(t, "big", near.network)
 	defer from.order(t, "release")
 	from.setMTU(t, 9000)
 	to := far.addresses()[at]
@@ -333,7 +333,7 @@ func (c *container) setMTU(t *testing.T, mtu int) {
 
 // checkBigTCP sends streams between ends that both believe in 9000 bytes, and know no path yet.
 func checkBigTCP(t *testing.T, near, far *container, at int) {
-	from := near.node.run(t, "bigger", "backend")
+	from := near.node.run(t, "bigger", near.network)
 	defer from.order(t, "release")
 	from.setMTU(t, 9000)
 	far.setMTU(t, 9000)
@@ -343,5 +343,7 @@ func checkBigTCP(t *testing.T, near, far *container, at int) {
 	if from.node.counter("too_big") == before {
 		t.Error("nothing was too big")
 	}
-	far.transfer(t, from.listenTCP(t, from.addresses()[at], digest), transferSize())
+	if near.network == far.network {
+		far.transfer(t, from.listenTCP(t, from.addresses()[at], digest), transferSize())
+	}
 }
