@@ -31,6 +31,7 @@ type bed struct {
 	server ns
 	addr   map[int]netip.Addr // of the server, by IP version
 	dir    string             // of a Lace bed: its files
+	flows  int                // of a Lace bed: room for so many; 0: what the topology's default is
 	agents [2]*nodeProcess    // of a Lace bed
 	onStop []func() error     // last made, first undone
 }

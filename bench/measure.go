@@ -24,12 +24,15 @@ type record struct {
 	Programs map[string][]float64            `json:"programs,omitempty"` // ns by program, one a round
 	Attach   map[int][]float64               `json:"attach,omitempty"`   // ms by containers already there
 	RSS      float64                         `json:"rss,omitempty"`      // MB of the agent with the last of populations
+	Flows    map[int][]float64               `json:"flows,omitempty"`    // ns of pod_l3 by entries in the table, one a round
+	Collect  []float64                       `json:"collect,omitempty"`  // ms of a collection among the most entries
+	Apply    map[string][]float64            `json:"apply,omitempty"`    // ms of an apply, by what it changes
 }
 
 func newRecord(opt options) *record {
 	return &record{Host: host(), Date: time.Now().UTC().Format(time.DateOnly), Family: opt.family, Wire: opt.wire,
 		Sample: opt.sample.String(), Beds: opt.beds, Metrics: opt.traffic(), Samples: map[string]map[string][]float64{},
-		Programs: map[string][]float64{}, Attach: map[int][]float64{}}
+		Programs: map[string][]float64{}, Attach: map[int][]float64{}, Flows: map[int][]float64{}, Apply: map[string][]float64{}}
 }
 
 // busy is the load from which on a machine has too much else to do for figures of any worth.
@@ -66,13 +69,23 @@ func (l *lab) measure(ctx context.Context) (*record, error) {
 		}
 		l.log("round %d of %d done after %d s", round+1, l.opt.rounds, int(time.Since(began).Seconds()))
 	}
-	if !l.opt.wants(metricAttach) {
-		return rec, nil
+	return rec, l.measureApart(ctx, rec)
+}
+
+// measureApart takes what needs beds of its own.
+func (l *lab) measureApart(ctx context.Context, rec *record) error {
+	for _, m := range []struct {
+		name    string
+		measure func(context.Context, *record) error
+	}{{metricAttach, l.measureAttach}, {metricFlows, l.measureFlows}, {metricApply, l.measureApply}} {
+		if !l.opt.wants(m.name) {
+			continue
+		}
+		if err := m.measure(ctx, rec); err != nil {
+			return fmt.Errorf("measure %s: %w", m.name, err)
+		}
 	}
-	if err := l.measureAttach(ctx, rec); err != nil {
-		return nil, fmt.Errorf("measure %s: %w", metricAttach, err)
-	}
-	return rec, nil
+	return nil
 }
 
 func (l *lab) round(ctx context.Context, rec *record) error {

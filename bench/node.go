@@ -62,7 +62,7 @@ func mountOwn() error {
 
 // order is what a node is told to do, one JSON object a line; report is its answer.
 type order struct {
-	Do        string // "attach", "detach", "programs" or "agent"
+	Do        string // "attach", "detach", "programs", "agent", "fill", "look", "collect" or "apply"
 	Container string
 	Netns     string
 	Far, Far6 string        // programs: addresses of a container on the other node
@@ -70,12 +70,15 @@ type order struct {
 	Lace      string        // agent: the binary
 	Settings  string        // agent: its file
 	Settle    time.Duration // agent: until it counts as at rest
+	Entries   int           // fill: entries that the table of flows is to have
+	Topology  string        // apply: a file
 }
 
 type report struct {
 	Error    string             `json:",omitempty"`
 	V4, V6   string             `json:",omitempty"`
-	Took     time.Duration      `json:",omitempty"` // attach
+	Took     time.Duration      `json:",omitempty"` // attach, collect, apply
+	Changed  bool               `json:",omitempty"` // apply
 	Programs map[string]float64 `json:",omitempty"` // ns a run
 	RSS      int                `json:",omitempty"` // agent: kB
 }
@@ -86,6 +89,8 @@ type node struct {
 	topo *topology.Topology
 	name string
 	stop func() error // idempotent
+
+	crowd *flowCrowd // of fill
 }
 
 func runNode(args []string) error {
@@ -128,7 +133,7 @@ func openNode(name, file string) (*node, error) {
 		}
 		return d.Close()
 	}
-	return &node{d, t, name, stop}, nil
+	return &node{d: d, topo: t, name: name, stop: stop}, nil
 }
 
 // serve answers orders until there are no more.
@@ -165,6 +170,14 @@ func (n *node) obey(o order) (report, error) {
 		return n.programs(o)
 	case "agent":
 		return n.agent(ctx, o)
+	case "fill":
+		return report{}, n.fill(o)
+	case "look":
+		return n.look(o)
+	case "collect":
+		return n.collect()
+	case "apply":
+		return n.apply(ctx, o)
 	}
 	return report{}, fmt.Errorf("unknown order %q", o.Do)
 }

@@ -122,7 +122,11 @@ func (b *bed) writeTopology(encapsulation string) (file string, err error) {
 	}
 	b.onStop = append(b.onStop, func() error { return os.RemoveAll(b.dir) })
 	file = filepath.Join(b.dir, "topology.toml")
-	if err := os.WriteFile(file, []byte(topologyText(encapsulation)), 0o600); err != nil {
+	text := topologyText(encapsulation)
+	if b.flows > 0 {
+		text += fmt.Sprintf("[conntrack]\nmax = %d\n", b.flows)
+	}
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return "", fmt.Errorf("write the topology: %w", err)
 	}
 	return file, nil

@@ -30,7 +30,7 @@ var references = []string{"vxlan", "seg6", "routed", "bare"}
 
 // rows are all lines of the report.
 func (r *record) rows() []row {
-	return slices.Concat(r.trafficRows(), r.programRows(), r.attachRows())
+	return slices.Concat(r.trafficRows(), r.programRows(), r.attachRows(), r.flowRows(), r.applyRows())
 }
 
 // trafficRows compares every bed with every reference; a reference only with those after it.
@@ -76,6 +76,29 @@ func (r *record) attachRows() []row {
 	if r.RSS > 0 {
 		rows = append(rows, row{Bed: laceL3.name, Metric: fmt.Sprintf("rss/%d", slices.Max(populations)), Unit: "MB",
 			spread: spread{r.RSS, r.RSS, r.RSS}, Rounds: 1})
+	}
+	return rows
+}
+
+// flowRows compare a look-up among the most entries with one among the fewest.
+func (r *record) flowRows() []row {
+	if len(r.Flows) == 0 {
+		return nil
+	}
+	few, many := flowEntries[0], flowEntries[1]
+	ratios := paired(r.Flows[many], r.Flows[few])
+	return []row{
+		{Bed: laceL3.name, Metric: fmt.Sprintf("%s/%d", metricFlows, few), Unit: "ns", spread: spreadOf(r.Flows[few]), Rounds: len(r.Flows[few])},
+		{Bed: laceL3.name, Metric: fmt.Sprintf("%s/%d", metricFlows, many), Unit: "ns", spread: spreadOf(r.Flows[many]), Rounds: len(r.Flows[many])},
+		{Bed: laceL3.name, Metric: fmt.Sprintf("%s/%d ÷ %d", metricFlows, many, few), Unit: "times", spread: spreadOf(ratios), Rounds: len(ratios)},
+		{Bed: laceL3.name, Metric: fmt.Sprintf("collect/%d", many), Unit: "ms", spread: spreadOf(r.Collect), Rounds: len(r.Collect)},
+	}
+}
+
+func (r *record) applyRows() []row {
+	var rows []row
+	for _, what := range slices.Sorted(maps.Keys(r.Apply)) {
+		rows = append(rows, row{Bed: laceL3.name, Metric: metricApply + "/" + what, Unit: "ms", spread: spreadOf(r.Apply[what]), Rounds: len(r.Apply[what])})
 	}
 	return rows
 }

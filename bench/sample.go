@@ -43,10 +43,14 @@ var metrics = []metric{
 const (
 	metricPrograms = "ns"     // the programs by BPF_PROG_TEST_RUN
 	metricAttach   = "attach" // time of Attach, and the agent's memory
+	metricFlows    = "flows"  // a look-up among many flows, and their collection
+	metricApply    = "apply"  // a large topology
 )
 
 // metricNames are all, those of the traffic first.
-func metricNames() []string { return append(trafficNames(), metricPrograms, metricAttach) }
+func metricNames() []string {
+	return append(trafficNames(), metricPrograms, metricAttach, metricFlows, metricApply)
+}
 
 func trafficNames() []string {
 	var names []string

@@ -76,32 +76,36 @@ static __always_inline bool is_meant(const struct scan *scan, const struct flow_
 	return is_unspecified(&scan->addr) || same_addr(&scan->addr, &key->src) || same_addr(&scan->addr, &key->dst);
 }
 
+static __always_inline long keep_entry(struct scan *scan, __u8 state)
+{
+	scan->entries++;
+	if (state < FLOW_STATES)
+		scan->states[state]++;
+	return 0;
+}
+
 static long visit(struct bpf_map *table, struct flow_key *key, struct flow *flow, struct scan *scan)
 {
 	__u8 state = flow->state < FLOW_STATES ? flow->state : 0;
 	__u64 which = which_timeout(key->protocol, state);
-	__u32 limit;
-	struct flow_key back, own = *key;
+	struct flow_key back, own;
 	struct flow *partner;
-	bool gone;
+	__u32 limit;
 
 	/* Opaque, so that the bound that the verifier has to see is not optimized away. */
 	asm volatile("" : "+r"(which));
 	limit = scan->timeouts[which & 7];
 	if (scan->pressure)
 		limit = press(limit, state);
+	if (!(scan->all ? is_meant(scan, key, flow) : is_idle(flow, scan->now, limit)))
+		return keep_entry(scan, state);
+	own = *key;
 	turn(&back, &own, flow->network);
-	gone = scan->all ? is_meant(scan, &own, flow) : is_idle(flow, scan->now, limit);
 	/* As long as one direction is in use the other one stays. */
-	if (gone && !scan->all) {
+	if (!scan->all) {
 		partner = bpf_map_lookup_elem(table, &back);
-		gone = !partner || is_idle(partner, scan->now, limit);
-	}
-	if (!gone) {
-		scan->entries++;
-		if (state < FLOW_STATES)
-			scan->states[state]++;
-		return 0;
+		if (partner && !is_idle(partner, scan->now, limit))
+			return keep_entry(scan, state);
 	}
 	scan->collected++;
 	if (!bpf_map_delete_elem(table, &back))

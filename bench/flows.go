@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+
+	"github.com/lace-net/lace/dataplane/hook"
+	"github.com/lace-net/lace/dataplane/maps"
+	"github.com/lace-net/lace/dataplane/plan"
+)
+
+// flowEntries are how many entries the tables of the two nodes hold; a flow has one for each direction.
+var flowEntries = [2]int{1_000, 1_000_000}
+
+// flowRoom is so large that the most entries are no pressure.
+const flowRoom = 1_200_000
+
+// measureFlows runs the entry program on packets of flows drawn among few and among many, and times the collector
+// among the many.
+func (l *lab) measureFlows(ctx context.Context, rec *record) error {
+	b := newBed(kind{name: "flows", build: func(_ context.Context, b *bed) error { return buildLace(b, "reduced") }}, l.opt.wire)
+	b.flows = flowRoom
+	l.apart = append(l.apart, b)
+	if err := b.construct(ctx); err != nil {
+		return fmt.Errorf("build bed flows: %w", err)
+	}
+	for i, n := range b.agents {
+		if _, err := n.do(order{Do: "fill", Container: "bench/" + string(b.pod[i]), Entries: flowEntries[i]}); err != nil {
+			return err
+		}
+	}
+	for range l.opt.rounds {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := l.flowRound(b, rec); err != nil {
+			return err
+		}
+	}
+	l.log("looked up among %d and among %d entries", flowEntries[0], flowEntries[1])
+	return nil
+}
+
+func (l *lab) flowRound(b *bed, rec *record) error {
+	for i, n := range b.agents {
+		r, err := n.do(order{Do: "look", Runs: l.opt.runs})
+		if err != nil {
+			return err
+		}
+		rec.Flows[flowEntries[i]] = append(rec.Flows[flowEntries[i]], r.Programs[string(hook.PodL3)])
+	}
+	r, err := b.agents[1].do(order{Do: "collect"})
+	rec.Collect = append(rec.Collect, float64(r.Took)/float64(time.Millisecond))
+	return err
+}
+
+// flowCrowd is a container with very many flows.
+type flowCrowd struct {
+	trial
+	flows int
+}
+
+// packetOf makes the trial's packet one of the i-th flow: another port at either end.
+func (c *flowCrowd) packetOf(i int) {
+	ports := c.packet[14+20:]
+	binary.BigEndian.PutUint16(ports, uint16(1024+i%60000))
+	binary.BigEndian.PutUint16(ports[2:], uint16(1024+i/60000))
+}
+
+// fill opens flows to a container of the other node, by the packets that would.
+func (n *node) fill(o order) error {
+	port, ok := n.d.Attached(o.Container)
+	if !ok {
+		return fmt.Errorf("container %s is not attached", o.Container)
+	}
+	far := netip.AddrFrom4([4]byte{10, 60, 1, 77})
+	if far4 := port.V4.As4(); far4[2] == 1 {
+		far = netip.AddrFrom4([4]byte{10, 60, 2, 77})
+	}
+	program := n.d.Hooks().Collection().Programs[string(hook.PodL3)]
+	n.crowd = &flowCrowd{trial{string(hook.PodL3), program, ethernet(plan.GatewayMAC, port.MAC, udp(port.V4, far)), port.Ifindex}, o.Entries / 2}
+	for i := range n.crowd.flows {
+		n.crowd.packetOf(i)
+		if _, err := n.crowd.run(); err != nil {
+			return fmt.Errorf("open flow %d of %d: %w", i+1, n.crowd.flows, err)
+		}
+	}
+	return nil
+}
+
+// look runs the program on flows drawn among all, so that the caches help as little as they would.
+func (n *node) look(o order) (report, error) {
+	if n.crowd == nil {
+		return report{}, errors.New("there are no flows yet: fill comes first")
+	}
+	var ns []float64
+	for range o.Runs {
+		n.crowd.packetOf(rand.IntN(n.crowd.flows))
+		took, err := n.crowd.run()
+		if err != nil {
+			return report{}, err
+		}
+		ns = append(ns, took)
+	}
+	return report{Programs: map[string]float64{n.crowd.name: spreadOf(ns).Median}}, nil
+}
+
+func (n *node) collect() (report, error) {
+	done, err := n.d.Hooks().Collect(maps.Collection{})
+	if err == nil && done.Removed > 0 {
+		err = fmt.Errorf("%d entries were collected, which should all stay", done.Removed)
+	}
+	return report{Took: done.Took}, err
+}
