@@ -311,6 +311,11 @@ func (x *explainer) network(id uint32) string {
 			return n.Name
 		}
 	}
+	for _, p := range x.ports {
+		if uint32(p.Attachment.NetworkID) == id {
+			return p.Attachment.Network // of a container whose network is gone
+		}
+	}
 	return fmt.Sprintf("#%d", id)
 }
 
