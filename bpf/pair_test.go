@@ -76,6 +76,7 @@ type pair struct {
 	t     testing.TB
 	nodes map[int]*node
 	rings map[int]*ringbuf.Reader
+	moved map[host]int // containers whose interface is another than the fixture's
 }
 
 func newPair(t testing.TB) *pair {
@@ -211,13 +212,24 @@ func (p *pair) checkArrival(number int, r result, packet ip) {
 		if r.ctx.Ifindex != uint32(index) {
 			continue
 		}
-		if h := (host{number, dev}); dev == uplink || dev == stranger || h.addr(packet.dst.Is6()) != packet.dst {
+		h, ok := p.hostAt(number, dev)
+		if !ok || h.addr(packet.dst.Is6()) != packet.dst {
 			p.t.Errorf("a packet for %s came to interface %d of node %d", packet.dst, dev, number)
 		}
-		wantFrame(p.t, r.out, ethIP(macOf(number, dev), plan.GatewayMAC, afterHop(packet)))
+		wantFrame(p.t, r.out, ethIP(macOf(number, h.dev), plan.GatewayMAC, afterHop(packet)))
 		return
 	}
 	p.t.Errorf("a packet for %s came to interface index %d of node %d, which is none", packet.dst, r.ctx.Ifindex, number)
+}
+
+// hostAt is the container behind an interface.
+func (p *pair) hostAt(number, dev int) (host, bool) {
+	for h, at := range p.moved {
+		if h.number == number && at == dev {
+			return h, true
+		}
+	}
+	return host{number, dev}, dev != uplink && dev != stranger
 }
 
 // events are what the programs of a node have told since it was last asked.

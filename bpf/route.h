@@ -159,12 +159,28 @@ static __always_inline enum reason route_new(struct context *ctx, const struct n
 	return REASON_NONE;
 }
 
-static __always_inline enum reason route_from_container(struct context *ctx, const struct config *cfg)
+/* Is the known flow that of this container, and not of a gone one that had its address? The way back leads to it. */
+static __always_inline bool is_own(const struct context *ctx, __u32 ifindex)
+{
+	struct flow_key key;
+	struct flow *back;
+
+	turn(&key, &ctx->key, ctx->network);
+	back = find_flow(&key);
+	return back && back->ifindex == ifindex;
+}
+
+static __always_inline enum reason route_from_container(struct context *ctx, const struct config *cfg, __u32 ifindex)
 {
 	struct network *own = find_network(ctx, ctx->key.network);
 
 	if (!own)
 		return REASON_NO_NETWORK;
+	if (ctx->known && !is_own(ctx, ifindex)) {
+		if (ctx->reply)
+			return REASON_NO_FLOW;
+		ctx->known = 0;
+	}
 	return ctx->known && ctx->reply ? route_answer(ctx, cfg) : route_new(ctx, own);
 }
 
@@ -207,7 +223,7 @@ int stage_route(struct __sk_buff *skb)
 	if (!cfg)
 		return drop(skb, REASON_NO_NETWORK);
 	before = ctx->network; /* where the flow went, if it is known */
-	reason = ctx->underlay ? route_from_underlay(ctx) : route_from_container(ctx, cfg);
+	reason = ctx->underlay ? route_from_underlay(ctx) : route_from_container(ctx, cfg, skb->ifindex);
 	if (!reason)
 		return go_to(skb, STAGE_DELIVER);
 	end_flow(ctx, before);

@@ -160,7 +160,7 @@ static __always_inline void begin(struct flow *flow, const struct context *ctx)
 	flow->generation = ctx->generation;
 	flow->line = ctx->line;
 	flow->peer = ctx->peer;
-	if (ctx->key.protocol == IPPROTO_TCP && !is_bare_syn(ctx))
+	if (ctx->key.protocol == IPPROTO_TCP && !ctx->known && !is_bare_syn(ctx))
 		flow->flags = FLOW_PICKED;
 }
 
@@ -232,7 +232,8 @@ static __always_inline void count_first(struct flow *flow, const struct context 
 
 /*
  * Write the decision about the packet's flow down, for both directions. What was known of it stays. 0, or the reason why not:
- * then nothing new is left, and a flow that was known is as it was.
+ * then nothing new is left, and a flow that was known is as it was. An answer from another node says nothing of where the
+ * flow that it belongs to has to go: that is decided at the next packet there.
  */
 __noinline int commit(struct __sk_buff *skb)
 {
@@ -244,12 +245,14 @@ __noinline int commit(struct __sk_buff *skb)
 	if (!ctx || !table)
 		return REASON_CONNTRACK_FULL;
 	turn(&back, &ctx->key, ctx->network);
-	if (!begin_back(skb, &flow, ctx))
-		return REASON_NO_PORT;
-	if (ctx->known)
-		keep(&flow, &back);
-	if (bpf_map_update_elem(table, &back, &flow, BPF_ANY))
-		return REASON_CONNTRACK_FULL;
+	if (!(ctx->known && ctx->reply && ctx->underlay)) {
+		if (!begin_back(skb, &flow, ctx))
+			return REASON_NO_PORT;
+		if (ctx->known)
+			keep(&flow, &back);
+		if (bpf_map_update_elem(table, &back, &flow, BPF_ANY))
+			return REASON_CONNTRACK_FULL;
+	}
 	begin_there(&flow, ctx);
 	if (ctx->known)
 		keep(&flow, &ctx->key);
