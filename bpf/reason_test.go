@@ -38,7 +38,7 @@ func TestEveryReasonHasARow(t *testing.T) {
 
 // TestRowNames: two rows of a table with one name hide each other in the output.
 func TestRowNames(t *testing.T) {
-	for _, rows := range [][]row{podRows(), uplinkRows(), errorRows(), gatewayRows(), ecnRows(), unknownRows(), unrelatedRows()} {
+	for _, rows := range [][]row{podRows(), uplinkRows(), errorRows(), gatewayRows(), ecnRows(), unknownRows(), unrelatedRows(), strangerFragmentRows()} {
 		seen := map[string]bool{}
 		for _, r := range rows {
 			if seen[r.name] {
