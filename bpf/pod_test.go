@@ -36,7 +36,10 @@ const nobody = -1
 // form is what rows choose of a node.
 type form struct{ srh, vrf, changeProto bool }
 
-func runRows(t *testing.T, rows []row) {
+func runRows(t *testing.T, rows []row) { runRowsAfter(t, bpf.LaceContext{}, rows) }
+
+// runRowsAfter runs rows with what an earlier packet has left to the stages.
+func runRowsAfter(t *testing.T, left bpf.LaceContext, rows []row) {
 	b := newBed(t)
 	shared := map[form]*node{} // of rows that leave a node as it was
 	for _, r := range rows {
@@ -44,6 +47,7 @@ func runRows(t *testing.T, rows []row) {
 		key := form{r.opts.srh, r.opts.vrf, r.opts.changeProto}
 		if r.prepare == nil && shared[key] == nil {
 			shared[key] = newNode(t, b, r.opts)
+			shared[key].preset = left
 		}
 		t.Run(r.name, func(t *testing.T) {
 			if r.prepare != nil {
