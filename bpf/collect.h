@@ -107,10 +107,11 @@ static long visit(struct bpf_map *table, struct flow_key *key, struct flow *flow
 		if (partner && !is_idle(partner, scan->now, limit))
 			return keep_entry(scan, state);
 	}
-	scan->collected++;
+	/* Where both are in one bucket the second one is visited after it has gone. */
 	if (!bpf_map_delete_elem(table, &back))
 		scan->collected++;
-	bpf_map_delete_elem(table, &own);
+	if (!bpf_map_delete_elem(table, &own))
+		scan->collected++;
 	return 0;
 }
 
