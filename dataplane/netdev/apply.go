@@ -203,15 +203,25 @@ func (a *applier) removeStale(p *plan.Plan) error {
 		wanted[n.Bridge], wanted[headroomName(n)] = true, true
 		wanted[n.VRF] = a.o.VRF
 	}
-	var errs []error
+	var doomed []netlink.Link
 	for _, name := range slices.Sorted(maps.Keys(a.links)) {
 		l := a.links[name]
 		if wanted[name] || !owned(l) || roleOf(name) == rolePort && !halfMade(l) {
 			continue
 		}
-		errs = append(errs, a.remove(l))
+		doomed = append(doomed, l)
 	}
-	return errors.Join(errs...)
+	if len(doomed) == 0 {
+		return nil
+	}
+	if err := a.host.removeLinks(doomed, a.links); err != nil {
+		return err
+	}
+	for _, l := range doomed {
+		a.done(l.Type()+" "+l.Attrs().Name, "remove")
+		delete(a.links, l.Attrs().Name)
+	}
+	return nil
 }
 
 // vrfSupport is the scratch VRF of ProbeVRF; its table is above those of all networks.

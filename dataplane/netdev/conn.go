@@ -5,8 +5,10 @@ package netdev
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -158,6 +160,38 @@ func (c *conn) removeLink(l netlink.Link) error {
 		return nil
 	}
 	return err
+}
+
+// few is up to how many links are removed one by one.
+const few = 2
+
+// removeLinks removes links of ours, of all that there are. The kernel waits for its packets once for each request, tens of
+// milliseconds, so that many go by one that names a group. A link without an alias keeps the group that says whose it is, and
+// goes alone, as all do where somebody else uses the group.
+func (c *conn) removeLinks(doomed []netlink.Link, all map[string]netlink.Link) error {
+	taken := slices.ContainsFunc(slices.Collect(maps.Values(all)), func(l netlink.Link) bool {
+		return l.Attrs().Group == leaving && !owned(l)
+	})
+	var errs []error
+	together := 0
+	for _, l := range doomed {
+		if len(doomed) > few && !taken && !halfMade(l) && c.LinkSetGroup(l, leaving) == nil {
+			together++
+			continue
+		}
+		if err := c.removeLink(l); err != nil {
+			errs = append(errs, fmt.Errorf("remove %s %s: %w", l.Type(), l.Attrs().Name, err))
+		}
+	}
+	if together == 0 {
+		return errors.Join(errs...)
+	}
+	r := c.request(unix.RTM_DELLINK, unix.NLM_F_ACK, nl.NewIfInfomsg(unix.AF_UNSPEC),
+		nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(leaving)))
+	if _, err := r.Execute(unix.NETLINK_ROUTE, 0); err != nil && !errors.Is(err, unix.ENODEV) {
+		errs = append(errs, fmt.Errorf("remove %d links by their group: %w", together, err))
+	}
+	return errors.Join(errs...)
 }
 
 // unsupported reports an error by which a kernel says that it lacks a kind of link.

@@ -73,9 +73,13 @@ func (r *recorder) do(object, what string, change func() error) error {
 	if err := change(); err != nil {
 		return fmt.Errorf("%s: %s: %w", object, what, err)
 	}
+	r.done(object, what)
+	return nil
+}
+
+func (r *recorder) done(object, what string) {
 	r.log.Debug("changed", "object", object, "what", what)
 	r.changes = append(r.changes, Change{object, what})
-	return nil
 }
 
 // dumpTries bounds the repetitions of a dump that the kernel's tables changed under.

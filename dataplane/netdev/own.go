@@ -20,6 +20,9 @@ const (
 	// alias was being made when the agent died.
 	group = 0x4c616365
 
+	// leaving marks links that go together, by one request.
+	leaving = group + 1
+
 	networkAlias = "lace network="
 	portAlias    = "lace port="
 )

@@ -29,17 +29,13 @@ func (h *Handle) removeLinks() error {
 	if err != nil {
 		return err
 	}
-	var errs []error
+	var doomed []netlink.Link
 	for _, name := range slices.Sorted(maps.Keys(links)) {
-		l := links[name]
-		if !owned(l) {
-			continue
-		}
-		if err := h.host.removeLink(l); err != nil {
-			errs = append(errs, fmt.Errorf("remove %s %s: %w", l.Type(), name, err))
+		if owned(links[name]) {
+			doomed = append(doomed, links[name])
 		}
 	}
-	return errors.Join(errs...)
+	return h.host.removeLinks(doomed, links)
 }
 
 func (h *Handle) removeRoutes() error {
