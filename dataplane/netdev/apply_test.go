@@ -4,6 +4,7 @@ package netdev
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lace-net/lace/dataplane/plan"
+	"github.com/lace-net/lace/topology"
 )
 
 func TestApplyTwiceChangesNothing(t *testing.T) {
@@ -160,6 +162,41 @@ func TestApplyRemovesWhatThePlanDropped(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Many links go by one request, and what does not belong to Lace stays, whatever its group.
+func TestApplyRemovesManyAtOnce(t *testing.T) {
+	for name, foreign := range map[string]uint32{"alone": 0, "group taken by another's": leaving} {
+		t.Run(name, func(t *testing.T) {
+			h, c := host(t)
+			veth(t, c, "other0", c, "other1")
+			other := mustLink(t, c, "other0")
+			must(t, c.LinkSetGroup(other, int(foreign)))
+			p := testPlan()
+			for id := range 5 {
+				n := p.Networks[0]
+				n.ID, n.Bridge, n.VRF, n.Gateways = 901+topology.NetworkID(id), fmt.Sprintf("laceb%d", 901+id), fmt.Sprintf("lacev%d", 901+id), nil
+				n.Table += uint32(1 + id)
+				p.Networks = append(p.Networks, n)
+			}
+			_, err := h.Apply(p, Options{MTU: podMTU})
+			must(t, err)
+			changes, err := h.Apply(testPlan(), Options{MTU: podMTU})
+			must(t, err)
+			removed := 0
+			for _, change := range changes {
+				if change.What == "remove" {
+					removed++
+				}
+			}
+			if removed != 10 {
+				t.Errorf("%d links were removed, want 5 bridges and 5 headroom ports: %v", removed, changes)
+			}
+			noLink(t, c, "laceb903")
+			mustLink(t, c, "laceb100")
+			mustLink(t, c, "other0")
+		})
+	}
 }
 
 func TestChangeOfForm(t *testing.T) {
