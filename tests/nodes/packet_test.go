@@ -90,8 +90,19 @@ func pseudo(src, dst netip.Addr, proto byte, size int) []byte {
 
 func udp(src, dst netip.AddrPort, payload []byte) []byte {
 	d := join(be16(int(src.Port())), be16(int(dst.Port())), be16(8+len(payload)), []byte{0, 0}, payload)
-	binary.BigEndian.PutUint16(d[6:], checksum(pseudo(src.Addr(), dst.Addr(), protoUDP, len(d)), d))
+	sum := checksum(pseudo(src.Addr(), dst.Addr(), protoUDP, len(d)), d)
+	if sum == 0 {
+		sum = 0xffff // 0 says that there is none, which IPv6 does not take
+	}
+	binary.BigEndian.PutUint16(d[6:], sum)
 	return d
+}
+
+// tcp is a segment from sequence number 1 on, with a header of 20 bytes.
+func tcp(src, dst netip.AddrPort, flags byte, payload []byte) []byte {
+	s := join(be16(int(src.Port())), be16(int(dst.Port())), []byte{0, 0, 0, 1, 0, 0, 0, 0, 5 << 4, flags, 0xff, 0xff, 0, 0, 0, 0}, payload)
+	binary.BigEndian.PutUint16(s[16:], checksum(pseudo(src.Addr(), dst.Addr(), protoTCP, len(s)), s))
+	return s
 }
 
 // icmpv6 completes a message, type and code and zeros for the checksum in front, by its checksum.
