@@ -330,11 +330,15 @@ func (d *Dataplane) resync() error {
 	return d.sync()
 }
 
-// Plan is what the node should hold now.
+// Plan is what the node should hold now, with the containers of this moment.
 func (d *Dataplane) Plan() *plan.Plan {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.plan
+	p, err := d.build()
+	if err != nil {
+		return d.plan // the last one that could be made
+	}
+	return p
 }
 
 // Features says how this kernel is used.
