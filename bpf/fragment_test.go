@@ -87,13 +87,22 @@ func (c talk) wantFragments(k bpf.LaceFlowKey, packets []ip) {
 	}
 }
 
-// TestFragmentsOfTCP: the first fragment opens and moves a connection as a whole segment does, later ones do not.
+// TestFragmentsOfTCP: the first fragment moves a connection as a whole segment does; later ones do not, whatever flags
+// the packet before has left.
 func TestFragmentsOfTCP(t *testing.T) {
 	eachTalk(t, newPair(t), protoTCP, func(t *testing.T, c talk) {
 		for _, line := range handshake {
 			c.step(line)
 		}
-		_, data := c.tcpSegment("a", "FA", 1001, 5001, 64)
+		_, data := c.tcpSegment("a", "A", 1001, 5001, 64)
+		for _, n := range c.nodes {
+			n.preset = bpf.LaceContext{Tcp: 1} // FIN
+		}
+		for _, part := range pieces(data, 0x2001, 40) {
+			c.wantPassed(c.a, part)
+		}
+		c.wantState(bpf.LaceFlowStateFLOW_ESTABLISHED)
+		_, data = c.tcpSegment("a", "FA", 1065, 5001, 64)
 		parts := pieces(data, 0x2002, 40)
 		c.wantPassed(c.a, parts[0])
 		c.wantState(bpf.LaceFlowStateFLOW_CLOSING)
@@ -123,13 +132,18 @@ func strangerFragmentRows() []row {
 		in("of another packet", unknown, cut(c.in, 10, 24, 48))
 		out("to another receiver", unknown, cut(c.beside, 9, 24, 48))
 		in("of another sender", unknown, cut(c.from, 9, 24, 48))
-		rows = append(rows, row{name: "of the twin in another network" + version, before: sent, dev: podX, frame: toGateway(1, podX, cut(c.out, 9, 24, 48)), verdict: shot, reason: unknown})
+		rows = append(rows, row{name: "of the twin in another network" + version, dev: podX, frame: toGateway(1, podX, cut(c.out, 9, 24, 48)), verdict: shot, reason: unknown,
+			before: append(slices.Clone(sent), input{program: "pod_l3", dev: podX, frame: toGateway(1, podX, c.out)})})
 		rows = append(rows, row{name: "of the other direction" + version, before: sent, program: "uplink", dev: uplink,
 			frame: fromUnderlay(overlay(cut(udp(c.in.src, c.in.dst, 2, 1, 64), 9, 24, 48))), verdict: shot, reason: unknown})
-		foreign := overlay(cut(c.in, 9, 24, 48))
-		foreign.src, foreign.dst = locatorOf(2, 48).Source(overlap, 0), sidOf(overlap)
-		rows = append(rows, row{name: "of the twin in another network from the underlay" + version, before: came, program: "uplink", dev: uplink,
-			frame: fromUnderlay(foreign), verdict: shot, reason: unknown, network: int(overlap)})
+		inTwin := func(inner ip) ip {
+			p := overlay(inner)
+			p.src, p.dst = locatorOf(2, 48).Source(overlap, 0), sidOf(overlap)
+			return p
+		}
+		rows = append(rows, row{name: "of the twin in another network from the underlay" + version, program: "uplink", dev: uplink,
+			before: append(slices.Clone(came), input{program: "uplink", dev: uplink, frame: fromUnderlay(inTwin(c.in))}),
+			frame:  fromUnderlay(inTwin(cut(c.in, 9, 24, 48))), verdict: shot, reason: unknown, network: int(overlap)})
 		segment := tcp(c.out.src, c.out.dst, 64)
 		rows = append(rows, row{name: "over the flags of a known first" + version, verdict: shot, reason: tiny, frame: fromA(cut(segment, 9, 8, 40)),
 			before: []input{{program: "pod_l3", dev: podA, frame: fromA(cut(segment, 9, 0, 40))}}})

@@ -202,8 +202,7 @@ func wrongQuotes(v6 bool) map[string][]byte {
 	right := udp(src, dst, 1, 2, 30)
 	header := len(right.bytes()) - len(right.body)
 	other := map[bool]ip{false: udp(a6, far6, 1, 2, 30), true: udp(a4, far4, 1, 2, 30)}[v6]
-	later := cut(right, 9, 8, 38)
-	last := cut(udp(src, dst, 1, 2, 32), 9, 16, 40)
+	later, last := asLater(right, true), asLater(right, false)
 	return map[string][]byte{
 		"another sender":         udp(beside, dst, 1, 2, 30).bytes(),
 		"the other direction":    udp(dst, src, 2, 1, 30).bytes(),
@@ -224,6 +223,16 @@ func wrongQuotes(v6 bool) map[string][]byte {
 		"nothing":                nil,
 		"the other version":      other.bytes(),
 	}
+}
+
+// asLater is a later fragment whose own bytes look like the start of the packet.
+func asLater(p ip, more bool) ip {
+	body := p.body
+	p.body = slices.Concat(make([]byte, 8), body, make([]byte, 8))
+	if more {
+		return cut(p, 9, 8, 8+len(body)&^7)
+	}
+	return cut(p, 9, 8, len(p.body))
 }
 
 func unrelatedAtUplink() []row {
@@ -264,7 +273,7 @@ func unrelatedAtContainer() []row {
 		add("about another container's packet"+name, podB, complaint(neighbour, far, 3, udp(far, own, 3, 4, 30).bytes()))
 		add("to a container about what it sent elsewhere"+name, podB, complaint(neighbour, own, 3, udp(own, far, 1, 2, 30).bytes()))
 		add("about the flow of its twin in another network"+name, podX, complaint(own, far, 3, udp(far, own, 3, 4, 30).bytes()))
-		add("about a later fragment"+name, podA, complaint(own, far, 3, cut(udp(far, own, 3, 4, 30), 9, 8, 38).bytes()))
+		add("about a later fragment"+name, podA, complaint(own, far, 3, asLater(udp(far, own, 3, 4, 30), true).bytes()))
 	}
 	return rows
 }
