@@ -728,3 +728,43 @@ func wantUplink(t testing.TB, n *node, p ip, want string) {
 		t.Errorf("%s, want %s", got, want)
 	}
 }
+
+// TestFull: a full table refuses new flows and leaves nothing of them; those that it holds go on, and are decided again.
+func TestFull(t *testing.T) {
+	p := newPair(t)
+	eachTalk(t, p, protoUDP, func(t *testing.T, c talk) {
+		there, back := c.establish()
+		for _, room := range []uint32{0, 1} {
+			for _, number := range c.at() {
+				c.nodes[number].fillUp(room)
+			}
+			c.decideAgain()
+			c.wantPassed(c.a, there)
+			c.decideAgain()
+			c.wantPassed(c.b, back)
+			entries := len(c.nodes[c.a.number].flows())
+			c.wantRefused(c.a, udp(there.src, there.dst, 1, 2, 3), "conntrack_full")
+			if after := len(c.nodes[c.a.number].flows()); after != entries {
+				t.Errorf("with room for %d: %d entries, %d before", room, after, entries)
+			}
+		}
+		if len(c.at()) == 2 {
+			c.nodes[c.a.number].dropFlows()
+			c.wantRefused(c.a, udp(there.src, there.dst, 1, 2, 3), "encapsulated conntrack_full")
+		}
+	})
+}
+
+// fillUp leaves room for so many entries.
+func (n *node) fillUp(room uint32) {
+	n.t.Helper()
+	table := n.table()
+	defer table.Close()
+	filler := func(i uint32) bpf.LaceFlowKey { return flowKey(elsewhere, a4, far4, protoUDP, uint16(i), 1) }
+	for i := uint32(len(n.flows())); i < table.MaxEntries(); i++ {
+		must(n.t, table.Put(filler(i), bpf.LaceFlow{}))
+	}
+	for i := range room {
+		must(n.t, table.Delete(filler(table.MaxEntries()-1-i)))
+	}
+}
