@@ -418,6 +418,7 @@ func newMatrixBed(t *testing.T, nodes int) *matrixBed {
 		for j := range 4 {
 			m.at[i][j] = n.run(t, fmt.Sprint(n.host, "m", j), matrixNetwork(j))
 		}
+		settle(t, m.at[i][:]...)
 	}
 	return m
 }

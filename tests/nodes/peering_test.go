@@ -40,7 +40,17 @@ type shop struct {
 func newShop(t *testing.T, more string) *shop {
 	t.Helper()
 	b := newBed(t, bedOptions{nodes: 2, networks: peered, more: more})
-	return &shop{b, b.nodes[0].run(t, "web", "web"), b.nodes[0].run(t, "near", "db"), b.nodes[1].run(t, "far", "db")}
+	s := &shop{b, b.nodes[0].run(t, "web", "web"), b.nodes[0].run(t, "near", "db"), b.nodes[1].run(t, "far", "db")}
+	settle(t, s.web, s.near, s.far)
+	return s
+}
+
+// settle waits until containers take packets: a kernel puts a new IPv6 address into its routes a little later.
+func settle(t *testing.T, all ...*container) {
+	t.Helper()
+	for _, c := range all {
+		checkGateway(t, c)
+	}
 }
 
 // each runs a test for the container of db on the same node and for that on the other one, in both families.
@@ -152,6 +162,7 @@ id = 100
 subnets = ["10.40.0.0/16", "fd40::/48"]
 `)
 	third := s.nodes[0].run(t, "third", "backend")
+	settle(t, third)
 	for at := range 2 {
 		for _, to := range []*container{s.web, s.near, s.far} {
 			for _, pair := range [][2]*container{{third, to}, {to, third}} {
@@ -236,6 +247,7 @@ func TestAddressIsReused(t *testing.T) {
 func checkReuse(t *testing.T, s *shop, db *container, at int) {
 	n := s.nodes[0]
 	old := n.run(t, "old", "web")
+	settle(t, old)
 	server := db.listenUDP(t, netip.AddrPortFrom(db.addresses()[at], 0))
 	c := old.dialUDP(t, netip.MustParseAddrPort(server.LocalAddr().String()))
 	push := func(text string) {

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodes
+
+import (
+	"fmt"
+	"testing"
+)
+
+// TestNodesAndNetworksComeAndGo applies topologies with more nodes and networks, and with less again, under traffic of the
+// others, which must not notice. A new node sorts before the others, so that all are counted anew.
+func TestNodesAndNetworksComeAndGo(t *testing.T) {
+	few := bedOptions{nodes: 2}
+	b := newBed(t, few)
+	x, y := b.nodes[0].run(t, "x", "backend"), b.nodes[1].run(t, "y", "backend")
+	local := b.nodes[0].run(t, "local", "backend")
+	checkPings(t, x, y, local)
+	before := b.nodes[0].holdings()
+	floods := []*flood{startFlood(t, x, y.port.V4), startFlood(t, x, y.port.V6), startFlood(t, x, local.port.V4)}
+	streams := []*stream{startStream(t, x, y, 0), startStream(t, y, x, 1), startStream(t, x, local, 1)}
+	exchanges := []*exchange{startExchange(t, x, y, 0), startExchange(t, y, x, 1)}
+	for i := range rounds() / 2 {
+		checkComing(t, b, i)
+		for _, n := range b.nodes {
+			n.apply(few.topology())
+		}
+	}
+	for _, f := range floods {
+		f.check(t)
+	}
+	for _, s := range streams {
+		s.check(t)
+	}
+	for _, e := range exchanges {
+		e.check(t)
+	}
+	if _, err := b.nodes[0].agent.call(order{Do: "retain", Live: []string{x.id, local.id}}); err != nil {
+		t.Error(err)
+	}
+	after := b.nodes[0].holdings()
+	if fmt.Sprint(before) != fmt.Sprint(after) {
+		t.Errorf("before:\n%q\nafter:\n%q", before, after)
+	}
+}
+
+// checkComing brings a node and two networks in, and has containers there talk to each other.
+func checkComing(t *testing.T, b *bed, round int) {
+	t.Helper()
+	many := bedOptions{nodes: 3, networks: twoNetworks + peered, more: `
+[node.a0]
+underlay = "fd00:a::77"
+locator = "5f00:1ace:77::/48"
+`}
+	b.topology = many.topology()
+	for _, n := range b.nodes {
+		n.apply(b.topology)
+	}
+	third := b.newNode("n3")
+	b.plug(third.namespace, uplink, fmt.Sprint("n3-", round))
+	third.give(t, uplink, "fd00:a::3/64")
+	third.start()
+	web, db, far := b.nodes[0].run(t, fmt.Sprint("web", round), "web"), third.run(t, "db", "db"), b.nodes[1].run(t, fmt.Sprint("far", round), "db")
+	for at := range 2 {
+		web.reaches(t, db.addresses()[at])
+		web.reaches(t, far.addresses()[at])
+		far.reaches(t, db.addresses()[at])
+	}
+	for _, c := range []*container{web, far} {
+		if round%2 == 0 { // otherwise its network goes first
+			c.order(t, "release")
+		}
+	}
+	third.stop()
+	third.remove()
+}
