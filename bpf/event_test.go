@@ -76,7 +76,8 @@ func (c talk) opened(j journey, p ip) map[int][]bpf.LaceEvent {
 	return map[int][]bpf.LaceEvent{c.a.number: {out}, c.b.number: {in}}
 }
 
-// TestNewFlowIsToldOnce: the first packet of a flow gives one event on each node, with all that is known; no later one does.
+// TestNewFlowIsToldOnce: the first packet of a flow gives one event on each node, with all that is known; no later one does,
+// nor one that has the flow decided again.
 func TestNewFlowIsToldOnce(t *testing.T) {
 	p := newPair(t)
 	for name, left := range map[string]bpf.LaceContext{"UDP": {}, "TCP": {}, "echo": {}, "UDP after a packet that set all": scribbled(t)} {
@@ -93,7 +94,11 @@ func TestNewFlowIsToldOnce(t *testing.T) {
 				}
 				c.wantPassed(c.a, there)
 				c.wantPassed(c.b, back)
+				for _, number := range c.at() {
+					must(t, c.nodes[number].maps.DecideAgain())
+				}
 				c.wantPassed(c.b, back)
+				c.wantPassed(c.a, there)
 				for _, number := range c.at() {
 					wantEvents(t, c.events(number))
 				}
