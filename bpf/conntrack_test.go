@@ -112,7 +112,7 @@ func (c talk) wantPassed(from host, p ip) journey {
 	return j
 }
 
-// ways are the two directions of a conversation, for a packet of each.
+// udp is a packet of each direction.
 func (c talk) udp() (there, back ip) {
 	return udp(c.a.addr(c.v6), c.b.addr(c.v6), c.aport, c.bport, 20), udp(c.b.addr(c.v6), c.a.addr(c.v6), c.bport, c.aport, 30)
 }

@@ -125,7 +125,7 @@ func TestPeeringRemoved(t *testing.T) {
 				c.apply(noPeering)
 				if fromB {
 					c.wantRefused(c.b, back, "no_peering")
-					c.wantTold(c.b.number, fmt.Sprintf("ended no_peering 400>100 line 0"))
+					c.wantTold(c.b.number, "ended no_peering 400>100 line 0")
 					c.wantGone(c.b.number)
 				}
 				c.wantRefused(c.a, there, "no_route")
@@ -470,7 +470,7 @@ func TestAddressTakenOver(t *testing.T) {
 // exchange lets packets go both ways, TCP ones too, and returns the next of each side.
 func (c talk) exchange() (there, back ip) {
 	c.t.Helper()
-	c.apply(func(p *plan.Plan) { p.LocatorBlock = blockOf(48) })
+	c.apply(nil) // the fixture's containers again
 	if c.protocol == protoUDP {
 		return c.establish()
 	}
