@@ -407,7 +407,7 @@ func (x *explainer) openFlow(o *origin, to target) (*liveFlow, error) {
 	var state bpf.LaceFlowState
 	err = maps.EachFlow(table, func(f maps.Flow) error {
 		there := to.matches(f) && f.Network == uint32(o.id) && f.Src.Addr() == o.Addr
-		if !there || f.Reply {
+		if !there || f.Reply || f.State == bpf.LaceFlowStateFLOW_CLOSED {
 			return nil
 		}
 		if found == nil {
@@ -494,7 +494,7 @@ func (w *way) String() string {
 }
 
 func (f *liveFlow) String() string {
-	s := fmt.Sprintf("open from port %d: %s for %v, %d packets, %d bytes; its packets go by that decision", f.SourcePort, f.State, f.Age, f.Packets, f.Bytes)
+	s := fmt.Sprintf("open from port %d: %s for %s, %d packets, %d bytes; its packets go by that decision", f.SourcePort, f.State, span(int64(f.Age.Seconds())), f.Packets, f.Bytes)
 	if f.Count > 1 {
 		s += fmt.Sprintf(" (and %d more)", f.Count-1)
 	}

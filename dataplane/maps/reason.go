@@ -21,7 +21,7 @@ var reasons = []struct{ name, help string }{
 	bpf.LaceReasonREASON_GATEWAY_PASSED:       {"gateway_passed", "ARP, ND or ICMP for the gateway, handed to its VRF"},
 	bpf.LaceReasonREASON_HOP_LIMIT:            {"hop_limit", "the hop limit ran out; the sender was told"},
 	bpf.LaceReasonREASON_TOO_BIG:              {"too_big", "larger than the path takes; the sender was told"},
-	bpf.LaceReasonREASON_NO_ROUTE:             {"no_route", "no block of the network holds the destination; the sender was told"},
+	bpf.LaceReasonREASON_NO_ROUTE:             {"no_route", "no block of the network, or of one that it may open flows to, holds the destination; the sender was told"},
 	bpf.LaceReasonREASON_NO_ENDPOINT:          {"no_endpoint", "the block is this node's, but no container has the address"},
 	bpf.LaceReasonREASON_NO_PORT:              {"no_port", "came from an interface that is not in the port table"},
 	bpf.LaceReasonREASON_MALFORMED:            {"malformed", "a header is cut short or contradicts itself"},
