@@ -19,6 +19,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lace-net/lace/dataplane/hook"
 	"github.com/lace-net/lace/dataplane/maps"
 	"github.com/lace-net/lace/dataplane/netdev"
@@ -262,8 +264,13 @@ func (d *Dataplane) attachPrograms(w wiring, uplinks []netdev.Uplink) (keep map[
 		pods = append(pods, c.ifindex)
 	}
 	for _, ifindex := range pods {
+		err := d.hooks.Attach(ifindex, hook.PodL3)
+		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOLINK) {
+			d.log.Debug("a container's interface has just gone", "ifindex", ifindex, "err", err)
+			continue // a container may end at any time: the watch tells of it
+		}
 		keep[ifindex] = true
-		errs = append(errs, d.hooks.Attach(ifindex, hook.PodL3))
+		errs = append(errs, err)
 	}
 	for _, u := range uplinks {
 		keep[u.Index] = true

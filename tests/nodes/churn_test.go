@@ -4,11 +4,13 @@ package nodes
 
 import (
 	"fmt"
+	"strings"
+	"sync"
 	"testing"
 )
 
 // TestNodesAndNetworksComeAndGo applies topologies with more nodes and networks, and with less again, under traffic of the
-// others, which must not notice. A new node sorts before the others, so that all are counted anew.
+// others, which must not notice. A new node comes before the others, so that all are counted anew.
 func TestNodesAndNetworksComeAndGo(t *testing.T) {
 	few := bedOptions{nodes: 2}
 	b := newBed(t, few)
@@ -46,12 +48,11 @@ func TestNodesAndNetworksComeAndGo(t *testing.T) {
 // checkComing brings a node and two networks in, and has containers there talk to each other.
 func checkComing(t *testing.T, b *bed, round int) {
 	t.Helper()
-	many := bedOptions{nodes: 3, networks: twoNetworks + peered, more: `
-[node.a0]
+	many := bedOptions{nodes: 3, networks: twoNetworks + peered}
+	b.topology = strings.Replace(many.topology(), "[node.n1]", `[node.first]
 underlay = "fd00:a::77"
 locator = "5f00:1ace:77::/48"
-`}
-	b.topology = many.topology()
+[node.n1]`, 1)
 	for _, n := range b.nodes {
 		n.apply(b.topology)
 	}
@@ -72,4 +73,26 @@ locator = "5f00:1ace:77::/48"
 	}
 	third.stop()
 	third.remove()
+}
+
+// TestApplyWhileContainersEnd applies topologies while the namespaces of containers go, as they do when containers end:
+// that is no reason for an apply to fail.
+func TestApplyWhileContainersEnd(t *testing.T) {
+	few := bedOptions{nodes: 1}
+	texts := []string{few.topology(), bedOptions{nodes: 1, networks: twoNetworks + peered}.topology()}
+	n := newBed(t, few).nodes[0]
+	for i := range applies() {
+		var ends []*container
+		for j := range 4 {
+			ends = append(ends, n.run(t, fmt.Sprint("ends", i, "-", j), "backend"))
+		}
+		var removed sync.WaitGroup
+		removed.Go(func() {
+			for _, c := range ends {
+				c.remove()
+			}
+		})
+		n.apply(texts[(i+1)%2])
+		removed.Wait()
+	}
 }
