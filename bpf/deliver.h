@@ -110,12 +110,17 @@ static __always_inline struct nexthop *find_nexthop(const struct context *ctx)
 	return bpf_map_lookup_elem(&nexthops, &index);
 }
 
-/* Write the decision down, unless the packet is none that opens or keeps a flow. */
+/* Errors and later fragments are part of what others opened, and a reset of nothing known opens nothing. */
+static __always_inline bool opens_nothing(const struct context *ctx)
+{
+	return ctx->kind == PACKET_ICMP_ERROR || ctx->kind == PACKET_LATER_FRAGMENT ||
+	       (!ctx->known && ctx->key.protocol == IPPROTO_TCP && ctx->tcp & TCP_RST);
+}
+
+/* Write the decision down. */
 static __always_inline enum reason settle(struct __sk_buff *skb, const struct context *ctx)
 {
-	if (ctx->kind == PACKET_ICMP_ERROR || ctx->kind == PACKET_LATER_FRAGMENT)
-		return REASON_NONE;
-	return commit(skb);
+	return opens_nothing(ctx) ? REASON_NONE : commit(skb);
 }
 
 /* fresh: the stages have just decided the flow. */

@@ -150,7 +150,7 @@ func refusals() map[string]refusal {
 		"fragment unknown":  {atPod(cut(udp(a4, far4, 1, 2, 64), 77, 8, 40)), bpf.LaceReasonREASON_FRAGMENT_UNKNOWN, entry, own},
 		"fragment tiny":     {atPod(cut(tcp(a4, far4, 64), 77, 8, 40)), bpf.LaceReasonREASON_FRAGMENT_TINY, entry, own},
 		"no port":           {input{"pod_l3", stranger, fromA(udp(a4, b4, 1, 2, 0)), 0}, bpf.LaceReasonREASON_NO_PORT, entry, bpf.LaceEvent{}},
-		"no route":          {atPod(udp(a4, nowhere, 1, 2, 9)), bpf.LaceReasonREASON_NO_ROUTE, route, inside},
+		"no route":          {atPod(udp(a4, nowhere, 1, 2, 9)), bpf.LaceReasonREASON_NO_ROUTE, route, own},
 		"no endpoint":       {atPod(udp(a4, empty4, 1, 2, 9)), bpf.LaceReasonREASON_NO_ENDPOINT, route, inside},
 		"too big":           {atPod(udp(a4, far4, 1, 2, podMTU)), bpf.LaceReasonREASON_TOO_BIG, deliver, away},
 		"gateway closed":    {atPod(udp(a4, gw4, 1, 53, 9)), bpf.LaceReasonREASON_GATEWAY_CLOSED, bpf.LaceStageSTAGE_GATEWAY, own},

@@ -130,7 +130,7 @@ func TestPeeringRemoved(t *testing.T) {
 				}
 				c.wantRefused(c.a, there, "no_route")
 				if c.a.number != c.b.number || !fromB {
-					c.wantTold(c.a.number, fmt.Sprintf("ended no_route 100>100 line %d", backendLine))
+					c.wantTold(c.a.number, "ended no_route 100>400 line 0")
 				}
 				c.wantGone(c.a.number)
 				c.forgetAll()

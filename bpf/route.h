@@ -132,7 +132,7 @@ static __always_inline enum reason route_answer(struct context *ctx, const struc
 static __always_inline enum reason route_new(struct context *ctx, const struct network *own)
 {
 	struct block *block = find_block(ctx, ctx->key.network, own, &ctx->key.dst);
-	__u32 before = ctx->ifindex;
+	__u32 before = ctx->ifindex, went = ctx->network;
 
 	ctx->network = ctx->key.network;
 	ctx->line = own->line;
@@ -140,8 +140,11 @@ static __always_inline enum reason route_new(struct context *ctx, const struct n
 		struct peering *peering = find_peering(ctx, ctx->key.network, &ctx->key.dst);
 		struct network *other;
 
-		if (!peering)
+		if (!peering) {
+			ctx->network = went; /* no line of the topology says anything of it */
+			ctx->line = 0;
 			return REASON_NO_ROUTE;
+		}
 		ctx->network = peering->network;
 		ctx->line = peering->line;
 		other = find_network(ctx, peering->network);
