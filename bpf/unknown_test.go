@@ -108,9 +108,9 @@ func paddedRows() []row {
 func full(entries uint32) func(n *node) {
 	return func(n *node) {
 		n.t.Helper()
-		old := n.table()
-		defer old.Close()
-		table, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: old.KeySize(), ValueSize: old.ValueSize(), MaxEntries: entries})
+		spec := loadSpec(n.t).Maps["flows"].InnerMap.Copy() // with its types: kernels before 6.3 take none without
+		spec.MaxEntries = entries
+		table, err := ebpf.NewMap(spec)
 		must(n.t, err)
 		defer table.Close() // the outer map keeps it
 		must(n.t, n.coll.Maps["flows"].Put(uint32(0), table))
