@@ -143,7 +143,7 @@ func (w *watcher) seesTheEnd(c *conversation) {
 	w.t.Helper()
 	there, back := question{"tcp", c.at(c.to.Is6()), c.to}, question{"tcp", c.to, c.at(c.to.Is6())}
 	w.sees("the end of "+there.String(), func(v verdict) bool {
-		return v.Verdict == "ended" && (v.question() == there && v.Reason == "no_route" && v.Name == c.name() && v.Line > 0 || v.question() == back)
+		return v.Verdict == "ended" && (v.question() == there && v.Reason == "no_route" && v.Name == c.name() || v.question() == back)
 	})
 }
 

@@ -24,7 +24,6 @@ type peered struct {
 	sums                 map[netip.Addr]string // of the file that is served there
 	networks             map[netip.Addr]string
 	toDB, meeting, ofWeb int // lines: web > db, what is watched, and network web
-	ofDB                 int
 }
 
 // joined are the networks that may open flows to each other, in this direction.
@@ -51,7 +50,7 @@ func upPeered(t *testing.T) *peered {
 		}
 	}
 	p.toDB, p.meeting = lineOf(t, p.text, "[[peering]]\nfrom = \"web\""), lineOf(t, p.text, "[[peering]]\nfrom = { watched")
-	p.ofWeb, p.ofDB = lineOf(t, p.text, "[network.web]"), lineOf(t, p.text, "[network.db]")
+	p.ofWeb = lineOf(t, p.text, "[network.web]")
 	return p
 }
 
@@ -211,8 +210,8 @@ func (p *peered) verdicts() {
 		}
 		there.only(question{"tcp", web1, db1}, verdict{Verdict: "passed", Reason: "local", Stage: "deliver", Node: "edge-1", Line: p.toDB,
 			Container: "default/" + p.web1.id, Name: "web1", Network: "web", ToContainer: "default/" + p.db1.id, ToName: "db1", ToNetwork: "db"})
-		here.each(question{"tcp", db2, web1}, verdict{Verdict: "refused", Reason: "no_route", Stage: "route", Node: "edge-2", Line: p.ofDB,
-			Container: "default/" + p.db2.id, Name: "db2", Network: "db", ToNetwork: "db"})
+		here.each(question{"tcp", db2, web1}, verdict{Verdict: "refused", Reason: "no_route", Stage: "route", Node: "edge-2",
+			Container: "default/" + p.db2.id, Name: "db2", Network: "db"})
 		there.none(question{"tcp", db2, web1})
 		here.only(question{"tcp", metrics2, db1}, verdict{Verdict: "passed", Reason: "encapsulated", Stage: "deliver", Node: "edge-2", SID: sid1,
 			Line: p.meeting, Container: "default/" + p.metrics2.id, Name: "metrics2", Network: "metrics", ToNetwork: "db", ToNode: "edge-1"})
