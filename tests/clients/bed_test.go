@@ -72,11 +72,21 @@ func up(t *testing.T, topology string, flags ...string) *bed {
 		if said := b.lace("lab", "down", "--name", b.name); said.status != 0 {
 			t.Errorf("take the lab down: %s", said.err)
 		}
+		b.leftNothing()
 	})
 	if said := b.lace(append([]string{"lab", "up", b.topology, "--name", b.name}, flags...)...); said.status != 0 {
 		t.Fatalf("bring the lab up: %s", said.err)
 	}
 	return b
+}
+
+// leftNothing looks for what a lab is on the machine; tests/lab looks deeper.
+func (b *bed) leftNothing() {
+	for _, pattern := range []string{"/run/netns/lace-" + b.name + "[-.]*", "/run/lace-lab/" + b.name} {
+		if left, _ := filepath.Glob(pattern); len(left) > 0 {
+			b.t.Errorf("the lab left behind %q", left)
+		}
+	}
 }
 
 // sub runs a part of the test on the same lab.
