@@ -188,6 +188,8 @@ static __always_inline int follow_flow(struct __sk_buff *skb, struct context *ct
 		return drop(skb, reason);
 	flow = find_flow(&ctx->key);
 	if (flow && !(flow->flags & FLOW_UNDERLAY) && !reopens(flow, ctx)) {
+		if (has_ended(flow))
+			return drop(skb, REASON_NO_FLOW);
 		if (flow->generation == ctx->generation) {
 			track(flow, ctx);
 			return send_flow(skb, ctx, flow);

@@ -142,6 +142,46 @@ func TestPeeringRemoved(t *testing.T) {
 	}
 }
 
+// TestEndedConnection: a TCP connection that was ended is not taken up in the middle by the side that may open flows to the
+// other; a SYN of that side opens a new one, also over the old one's ports.
+func TestEndedConnection(t *testing.T) {
+	p := newPair(t)
+	both := func(p *plan.Plan) {
+		p.Peerings = append(p.Peerings, plan.Peering{From: db, To: backend, Prefix: netip.MustParsePrefix("10.40.0.0/16"), Line: 91},
+			plan.Peering{From: db, To: backend, Prefix: netip.MustParsePrefix("fd40::/32"), Line: 91})
+	}
+	for name, ways := range map[string]talk{"across nodes": {a: db2, b: web1}, "on one node": {a: db1, b: web1}, "IPv6": {a: db1, b: web2, v6: true}} {
+		t.Run(name, func(t *testing.T) {
+			c := ways
+			c.pair, c.protocol, c.aport, c.bport = p.on(t), protoTCP, 40000, 80
+			c.apply(both)
+			db, dbSyn := c.tcpSegment("a", "S", 1000, 0, 0)
+			web, answer := c.tcpSegment("b", "SA", 9000, 1001, 0)
+			_, ack := c.tcpSegment("a", "A", 1001, 9001, 0)
+			_, data := c.tcpSegment("b", "A", 9001, 1001, 100)
+			_, again := c.tcpSegment("b", "S", 20000, 0, 0)
+			_, agreed := c.tcpSegment("a", "SA", 30000, 20001, 0)
+			c.wantPassed(db, dbSyn)
+			c.wantPassed(web, answer)
+			c.wantPassed(db, ack)
+			c.forgetAll()
+			c.apply(nil) // web may still open flows to db
+			c.wantRefused(web, data, "no_peering")
+			c.wantTold(web.number, "ended no_peering 100>400 line 0")
+			for range 2 {
+				c.wantRefused(web, data, "no_flow")
+				c.wantTold(web.number, "refused no_flow 100>0 line 0")
+			}
+			c.apply(both) // an end stays one
+			c.wantRefused(web, data, "no_flow")
+			c.apply(nil)
+			c.forgetAll()
+			c.wantPassed(web, again)
+			c.wantPassed(db, agreed)
+		})
+	}
+}
+
 func (p *pair) forgetAll() {
 	p.t.Helper()
 	for number, n := range p.nodes {

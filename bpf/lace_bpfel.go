@@ -231,6 +231,7 @@ const (
 	LaceFlowFlagsFLOW_UNDERLAY LaceFlowFlags = 2
 	LaceFlowFlagsFLOW_PICKED   LaceFlowFlags = 4
 	LaceFlowFlagsFLOW_FIN      LaceFlowFlags = 8
+	LaceFlowFlagsFLOW_ENDED    LaceFlowFlags = 16
 )
 
 type LaceFlowKey struct {

@@ -231,6 +231,8 @@ static __always_inline int take(struct __sk_buff *skb, struct context *ctx, cons
 	flow = find_flow(&ctx->key);
 	if (flow && (!(flow->flags & FLOW_UNDERLAY) || reopens(flow, ctx)))
 		flow = NULL;
+	if (flow && has_ended(flow))
+		return drop(skb, check_outer(ctx, cfg, outer->nexthdr) ?: REASON_NO_FLOW);
 	if (!flow || flow->generation != ctx->generation || !fits(ctx, flow, cfg, outer->nexthdr))
 		return take_new(skb, ctx, cfg, flow, outer->nexthdr);
 	track(flow, ctx);

@@ -279,7 +279,30 @@ __noinline int commit(struct __sk_buff *skb)
 	return 0;
 }
 
-/* The flow is not allowed any more: forget it, in both directions. */
+/*
+ * A connection that was ended stays known as such while its ends go on to send: else it would be taken up in the
+ * middle by the side that may open flows to the other.
+ */
+static __always_inline bool has_ended(struct flow *flow)
+{
+	if (!(flow->flags & FLOW_ENDED))
+		return false;
+	flow->seen = tick();
+	return true;
+}
+
+static __always_inline void bury(const struct flow_key *key)
+{
+	struct flow *flow = find_flow(key);
+
+	if (!flow)
+		return;
+	flow->flags |= FLOW_ENDED;
+	flow->state = FLOW_CLOSED;
+	flow->seen = tick();
+}
+
+/* The flow is not allowed any more, in neither direction. */
 static __always_inline void end_flow(struct context *ctx, __u32 network)
 {
 	void *table = flow_table();
@@ -288,8 +311,13 @@ static __always_inline void end_flow(struct context *ctx, __u32 network)
 	if (!ctx->known || !table)
 		return;
 	turn(&back, &ctx->key, network);
-	bpf_map_delete_elem(table, &ctx->key);
-	bpf_map_delete_elem(table, &back);
+	if (ctx->key.protocol == IPPROTO_TCP) {
+		bury(&ctx->key);
+		bury(&back);
+	} else {
+		bpf_map_delete_elem(table, &ctx->key);
+		bpf_map_delete_elem(table, &back);
+	}
 	ctx->known = 0;
 	ctx->ended = 1;
 }

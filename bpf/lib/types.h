@@ -210,6 +210,7 @@ enum flow_flags {
 	FLOW_UNDERLAY = 2, /* comes in from another node */
 	FLOW_PICKED = 4,   /* TCP: first seen in the middle */
 	FLOW_FIN = 8,	   /* TCP: this direction has closed */
+	FLOW_ENDED = 16,   /* TCP: it was let pass before, and is not any more: only a SYN gets through */
 };
 
 /* Where the packets of a flow go, and what is known of it. 104 bytes. */

@@ -23,7 +23,7 @@ var reasons = []struct{ name, help string }{
 	bpf.LaceReasonREASON_TOO_BIG:              {"too_big", "larger than the path takes; the sender was told"},
 	bpf.LaceReasonREASON_NO_ROUTE:             {"no_route", "no block of the network, or of one that it may open flows to, holds the destination; the sender was told"},
 	bpf.LaceReasonREASON_NO_ENDPOINT:          {"no_endpoint", "the block is this node's, but no container has the address"},
-	bpf.LaceReasonREASON_NO_PORT:              {"no_port", "came from an interface that is not in the port table"},
+	bpf.LaceReasonREASON_NO_PORT:              {"no_port", "came from an interface that is not in the port table, as that of a container whose network left the topology"},
 	bpf.LaceReasonREASON_MALFORMED:            {"malformed", "a header is cut short or contradicts itself"},
 	bpf.LaceReasonREASON_NOT_IP:               {"not_ip", "neither IPv4, IPv6 nor ARP, or VLAN-tagged, in an L3 network"},
 	bpf.LaceReasonREASON_SPOOFED_MAC:          {"spoofed_mac", "the source MAC is not the container's"},
@@ -53,10 +53,10 @@ var reasons = []struct{ name, help string }{
 	bpf.LaceReasonREASON_ICMP_LIMITED:         {"icmp_limited", "the container has had too many error answers lately"},
 	bpf.LaceReasonREASON_STAGE_MISSING:        {"stage_missing", "a tail call found no program"},
 	bpf.LaceReasonREASON_CONNTRACK_FULL:       {"conntrack_full", "the table of flows takes no new one; those that are in it go on"},
-	bpf.LaceReasonREASON_NO_FLOW:              {"no_flow", "an ICMP error or answer that belongs to no flow"},
+	bpf.LaceReasonREASON_NO_FLOW:              {"no_flow", "an ICMP error or answer that belongs to no flow, or a packet of a connection that was ended"},
 	bpf.LaceReasonREASON_FRAGMENT_UNKNOWN:     {"fragment_unknown", "a later fragment of a packet whose first was not seen"},
 	bpf.LaceReasonREASON_FRAGMENT_TINY:        {"fragment_tiny", "a fragment that cuts the transport header (RFC 1858)"},
-	bpf.LaceReasonREASON_NO_NETWORK:           {"no_network", "the container's network is in the topology no more"},
+	bpf.LaceReasonREASON_NO_NETWORK:           {"no_network", "the tables know a container but not its network"},
 }
 
 // ReasonName is the word for a reason: "no_route".
