@@ -4,13 +4,12 @@ package nodes
 
 import (
 	"fmt"
-	"strings"
 	"sync"
 	"testing"
 )
 
 // TestNodesAndNetworksComeAndGo applies topologies with more nodes and networks, and with less again, under traffic of the
-// others, which must not notice. A new node comes before the others, so that all are counted anew.
+// others, which must not notice. The new node has a number before the others, so that all are counted anew.
 func TestNodesAndNetworksComeAndGo(t *testing.T) {
 	few := bedOptions{nodes: 2}
 	b := newBed(t, few)
@@ -48,17 +47,18 @@ func TestNodesAndNetworksComeAndGo(t *testing.T) {
 // checkComing brings a node and two networks in, and has containers there talk to each other.
 func checkComing(t *testing.T, b *bed, round int) {
 	t.Helper()
-	many := bedOptions{nodes: 3, networks: twoNetworks + peered}
-	b.topology = strings.Replace(many.topology(), "[node.n1]", `[node.first]
-underlay = "fd00:a::77"
-locator = "5f00:1ace:77::/48"
-[node.n1]`, 1)
+	many := bedOptions{nodes: 2, networks: twoNetworks + peered, more: `
+[node.n0]
+underlay = "fd00:a::99"
+locator = "5f00:1ace::/48"
+`}
+	b.topology = many.topology()
 	for _, n := range b.nodes {
 		n.apply(b.topology)
 	}
-	third := b.newNode("n3")
-	b.plug(third.namespace, uplink, fmt.Sprint("n3-", round))
-	third.give(t, uplink, "fd00:a::3/64")
+	third := b.newNode("n0")
+	b.plug(third.namespace, uplink, fmt.Sprint("n0-", round))
+	third.give(t, uplink, "fd00:a::99/64")
 	third.start()
 	web, db, far := b.nodes[0].run(t, fmt.Sprint("web", round), "web"), third.run(t, "db", "db"), b.nodes[1].run(t, fmt.Sprint("far", round), "db")
 	for at := range 2 {
