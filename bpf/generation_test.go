@@ -386,9 +386,9 @@ func TestNetworkGone(t *testing.T) {
 	}{
 		"across nodes":          {web1, web2, backend, "no_network", "no_network", "ended no_network 100>100 line 0", "ended no_network 100>100 line 0"},
 		"on one node":           {web1, near1, backend, "no_network", "no_network", "ended no_network 100>100 line 0", "refused no_network 100>0 line 0"},
-		"the receiver's":        {web1, db2, db, "no_route", "no_network", "ended no_route 100>100 line 10", "ended no_network 400>100 line 0"},
+		"the receiver's":        {web1, db2, db, "no_route", "no_network", "ended no_route 100>400 line 0", "ended no_network 400>100 line 0"},
 		"the sender's":          {web1, db2, backend, "no_network", "no_peering", "ended no_network 100>400 line 0", "ended no_peering 400>100 line 0"},
-		"the receiver's, local": {web1, db1, db, "no_route", "no_network", "ended no_route 100>100 line 10", "refused no_network 400>0 line 0"},
+		"the receiver's, local": {web1, db1, db, "no_route", "no_network", "ended no_route 100>400 line 0", "refused no_network 400>0 line 0"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := talk{pair: p.on(t), a: row.a, b: row.b, protocol: protoUDP, aport: 40000, bport: 80}

@@ -229,7 +229,7 @@ int stage_route(struct __sk_buff *skb)
 	reason = ctx->underlay ? route_from_underlay(ctx) : route_from_container(ctx, cfg, skb->ifindex);
 	if (!reason)
 		return go_to(skb, STAGE_DELIVER);
-	end_flow(ctx, before);
+	end_flow(ctx, before, reason == REASON_NO_PEERING || reason == REASON_NO_ROUTE);
 	if (ctx->underlay || reason == REASON_NO_NETWORK || reason == REASON_NO_FLOW)
 		return drop(skb, reason);
 	return refuse_route(skb, ctx, reason);

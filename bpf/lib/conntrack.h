@@ -302,8 +302,8 @@ static __always_inline void bury(const struct flow_key *key)
 	flow->seen = tick();
 }
 
-/* The flow is not allowed any more, in neither direction. */
-static __always_inline void end_flow(struct context *ctx, __u32 network)
+/* The flow cannot go on, in neither direction. forbidden: by the topology, so that its ends may both go on to send. */
+static __always_inline void end_flow(struct context *ctx, __u32 network, bool forbidden)
 {
 	void *table = flow_table();
 	struct flow_key back;
@@ -311,7 +311,7 @@ static __always_inline void end_flow(struct context *ctx, __u32 network)
 	if (!ctx->known || !table)
 		return;
 	turn(&back, &ctx->key, network);
-	if (ctx->key.protocol == IPPROTO_TCP) {
+	if (forbidden && ctx->key.protocol == IPPROTO_TCP) {
 		bury(&ctx->key);
 		bury(&back);
 	} else {
