@@ -17,8 +17,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/cilium/ebpf"
-
 	"github.com/lace-net/lace/conf"
 	"github.com/lace-net/lace/dataplane/hook"
 	"github.com/lace-net/lace/dataplane/maps"
@@ -116,7 +114,7 @@ type conntrack struct {
 	asJSON bool
 	all    bool
 	names  *names
-	table  *ebpf.Map
+	table  maps.FlowTable
 	out    *bufio.Writer
 }
 

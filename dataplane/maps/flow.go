@@ -75,10 +75,13 @@ func FlowStateName(s bpf.LaceFlowState) string {
 	return fmt.Sprintf("state_%d", s) // of a newer agent's programs
 }
 
+// FlowTable is the table of flows, as OpenFlows gives it.
+type FlowTable = *ebpf.Map
+
 // EachFlow calls f with every row of a flow table, a batch at a time: its need of memory does not grow with the table.
 // Rows that come or go meanwhile may be told or not, all others are told once. Times count to the call. An error of f
 // ends it and is returned.
-func EachFlow(table *ebpf.Map, f func(Flow) error) error {
+func EachFlow(table FlowTable, f func(Flow) error) error {
 	now, err := flowTick()
 	if err != nil {
 		return err
@@ -100,7 +103,7 @@ func eachFlow(table *ebpf.Map, now uint32, f func(Flow) error) error {
 
 // EachConnection calls f once with every flow that take wants, both directions together. It looks the other direction up
 // row by row, so that memory stays bounded. take must say the same of both directions.
-func EachConnection(table *ebpf.Map, take func(Flow) bool, f func(Connection) error) error {
+func EachConnection(table FlowTable, take func(Flow) bool, f func(Connection) error) error {
 	now, err := flowTick()
 	if err != nil {
 		return err
@@ -136,7 +139,7 @@ func answer(table *ebpf.Map, f Flow, now uint32) (*Flow, error) {
 
 // DeleteFlow removes both directions of a flow, and says whether one of them was still there. The next packet is
 // decided as the first of a new flow.
-func DeleteFlow(table *ebpf.Map, f Flow) (bool, error) {
+func DeleteFlow(table FlowTable, f Flow) (bool, error) {
 	deleted := false
 	for _, k := range []bpf.LaceFlowKey{f.key, f.back} {
 		err := table.Delete(&k)

@@ -10,8 +10,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/lace-net/lace/topology"
 )
@@ -30,16 +30,19 @@ func (m MAC) String() string {
 // MarshalText writes it as String does.
 func (m MAC) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
 
-// UnmarshalText reads six bytes in hexadecimal, separated as net.ParseMAC takes them.
+// UnmarshalText reads what MarshalText writes.
 func (m *MAC) UnmarshalText(text []byte) error {
-	a, err := net.ParseMAC(string(text))
-	if err != nil {
-		return err
+	parts := strings.Split(string(text), ":")
+	if len(parts) != len(m) {
+		return fmt.Errorf("%q is no Ethernet address: write %d bytes in hexadecimal with colons between", text, len(m))
 	}
-	if len(a) != len(m) {
-		return fmt.Errorf("%s is no Ethernet address: it has %d bytes; write %d", a, len(a), len(m))
+	for i, part := range parts {
+		b, err := hex.DecodeString(part)
+		if err != nil || len(b) != 1 {
+			return fmt.Errorf("%q is no Ethernet address: %q is no byte of two hexadecimal digits", text, part)
+		}
+		m[i] = b[0]
 	}
-	copy(m[:], a)
 	return nil
 }
 
