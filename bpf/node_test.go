@@ -202,13 +202,11 @@ var stages = map[bpf.LaceStage]string{
 
 func (n *node) load() {
 	n.t.Helper()
-	spec := loadSpec(n.t)
 	byFlags := uint8(1)
 	if n.opts.changeProto || !decapByFlags(n.t) {
 		byFlags = 0
 	}
-	must(n.t, spec.Variables["decap_by_flags"].Set(byFlags))
-	n.coll = load(n.t, spec)
+	n.coll = takeSpare(n.t, byFlags)
 	n.fillStages()
 	var err error
 	n.maps, err = maps.New(n.coll.Maps)

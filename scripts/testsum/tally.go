@@ -9,6 +9,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // counts are tests, subtests included.
@@ -28,6 +30,14 @@ func (c counts) String() string {
 func (c counts) addTo(file string) error {
 	if file == "" {
 		return nil
+	}
+	lock, err := os.OpenFile(file+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() // and with it the lock: several may run side by side
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return err
 	}
 	sum, err := readCounts(file)
 	if err != nil {

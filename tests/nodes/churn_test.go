@@ -11,6 +11,7 @@ import (
 // TestNodesAndNetworksComeAndGo applies topologies with more nodes and networks, and with less again, under traffic of the
 // others, which must not notice. The new node has a number before the others, so that all are counted anew.
 func TestNodesAndNetworksComeAndGo(t *testing.T) {
+	notEmulated(t)
 	few := bedOptions{nodes: 2}
 	b := newBed(t, few)
 	x, y := b.nodes[0].run(t, "x", "backend"), b.nodes[1].run(t, "y", "backend")

@@ -171,6 +171,7 @@ func within(t *testing.T, what string, bound time.Duration, ok func() bool) {
 // TestResizeUnderTraffic gives the table of flows another size, again and again, while flows over a peering with one direction
 // are in use: an answer that is not known would be refused.
 func TestResizeUnderTraffic(t *testing.T) {
+	notEmulated(t)
 	sizes := [2]bedOptions{}
 	for i, max := range []int{1024, 65536} {
 		sizes[i] = bedOptions{nodes: 2, networks: peered, more: fmt.Sprintf("[conntrack]\nmax = %d\n", max)}

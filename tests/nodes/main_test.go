@@ -27,6 +27,14 @@ const (
 // inVM is set where processors are emulated, 20 to 45 times slower.
 var inVM = os.Getenv("LACE_VM") != ""
 
+// notEmulated skips what takes minutes where processors are emulated, and what smaller tests show there as well.
+func notEmulated(t *testing.T) {
+	t.Helper()
+	if inVM {
+		t.Skip("takes minutes where processors are emulated: run it on the machine itself, without LACE_VM")
+	}
+}
+
 // patience bounds every wait for a condition.
 var patience = func() time.Duration {
 	if inVM {

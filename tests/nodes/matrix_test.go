@@ -464,6 +464,7 @@ func checkReloads(t *testing.T, b *matrixBed, n *node, from, to [4]*container) {
 // TestKilledWhileApplying kills the agent at any moment of an Apply, and starts the next one with either topology: at every
 // instant one of the two holds.
 func TestKilledWhileApplying(t *testing.T) {
+	notEmulated(t)
 	b := newMatrixBed(t, 1)
 	n, all := b.nodes[0], b.at[0]
 	streams := []*stream{startStream(t, all[0], all[1], 0), startStream(t, all[0], all[1], 1)}
