@@ -196,10 +196,13 @@ type LaceFlow struct {
 	_          structs.HostLayout
 	Packets    uint64
 	Bytes      uint64
-	Since      uint32
 	Seen       uint32
+	State      uint8
+	Flags      uint8
+	Mtu        uint16
 	Generation uint32
 	Network    uint32
+	Since      uint32
 	Line       uint32
 	Counter    uint32
 	Ifindex    uint32
@@ -218,10 +221,7 @@ type LaceFlow struct {
 		_  structs.HostLayout
 		U8 [6]uint8
 	}
-	Mtu   uint16
-	State uint8
-	Flags uint8
-	Pad   [6]uint8
+	Pad [6]uint8
 }
 
 type LaceFlowFlags uint32

@@ -217,10 +217,13 @@ enum flow_flags {
 struct flow {
 	__u64 packets;
 	__u64 bytes;
-	__u32 since;	   /* tick: first packet */
-	__u32 seen;	   /* tick: last packet that counts */
+	__u32 seen; /* tick: last packet that counts; what the collector reads lies together */
+	__u8 state;
+	__u8 flags;
+	__u16 mtu;	   /* largest packet that the local container takes */
 	__u32 generation;  /* of the decision, whole value */
 	__u32 network;	   /* the receiver's */
+	__u32 since;	   /* tick: first packet */
 	__u32 line;	   /* of the topology that lets it pass */
 	__u32 counter;	   /* index into traffic */
 	__u32 ifindex;	   /* host end of the local container; 0: to another node */
@@ -230,9 +233,6 @@ struct flow {
 	union addr sid;	   /* outer destination, sent or expected */
 	union addr source; /* UNDERLAY: outer source that was last found good */
 	struct mac mac;	   /* of the local container */
-	__u16 mtu;	   /* largest packet that it takes */
-	__u8 state;
-	__u8 flags;
 	__u8 pad[6];
 };
 
