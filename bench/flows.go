@@ -16,23 +16,17 @@ import (
 	"github.com/lace-net/lace/dataplane/plan"
 )
 
-// flowEntries are how many entries the tables of the two nodes hold; a flow has one for each direction.
-var flowEntries = [2]int{1_000, 1_000_000}
-
-// flowRoom is so large that the most entries are no pressure.
-const flowRoom = 1_200_000
-
 // measureFlows runs the entry program on packets of flows drawn among few and among many, and times the collector
 // among the many.
 func (l *lab) measureFlows(ctx context.Context, rec *record) error {
 	b := newBed(kind{name: "flows", build: func(_ context.Context, b *bed) error { return buildLace(b, "reduced") }}, l.opt.wire)
-	b.flows = flowRoom
+	b.flows = l.opt.entries[1] + l.opt.entries[1]/5 // so many that the most entries are no pressure
 	l.apart = append(l.apart, b)
 	if err := b.construct(ctx); err != nil {
 		return fmt.Errorf("build bed flows: %w", err)
 	}
 	for i, n := range b.agents {
-		if _, err := n.do(order{Do: "fill", Container: "bench/" + string(b.pod[i]), Entries: flowEntries[i]}); err != nil {
+		if _, err := n.do(order{Do: "fill", Container: "bench/" + string(b.pod[i]), Entries: l.opt.entries[i]}); err != nil {
 			return err
 		}
 	}
@@ -44,7 +38,7 @@ func (l *lab) measureFlows(ctx context.Context, rec *record) error {
 			return err
 		}
 	}
-	l.log("looked up among %d and among %d entries", flowEntries[0], flowEntries[1])
+	l.log("looked up among %d and among %d entries", l.opt.entries[0], l.opt.entries[1])
 	return nil
 }
 
@@ -54,7 +48,7 @@ func (l *lab) flowRound(b *bed, rec *record) error {
 		if err != nil {
 			return err
 		}
-		rec.Flows[flowEntries[i]] = append(rec.Flows[flowEntries[i]], r.Programs[string(hook.PodL3)])
+		rec.Flows[l.opt.entries[i]] = append(rec.Flows[l.opt.entries[i]], r.Programs[string(hook.PodL3)])
 	}
 	r, err := b.agents[1].do(order{Do: "collect"})
 	rec.Collect = append(rec.Collect, float64(r.Took)/float64(time.Millisecond))

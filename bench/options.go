@@ -29,6 +29,7 @@ type options struct {
 	attaches int           // that are timed for each population
 	lace     string        // the real agent
 	settle   time.Duration // until the agent counts as at rest
+	entries  [2]int        // of the tables of flows of the two nodes; a flow has one for each direction
 }
 
 func (o options) wants(metric string) bool { return slices.Contains(o.metrics, metric) }
@@ -64,10 +65,10 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	if err := fs.Parse(args); err != nil {
 		return opt, asUsage(err)
 	}
-	opt.runs, opt.attaches, opt.settle = 2000, 200, 10*time.Second
+	opt.runs, opt.attaches, opt.settle, opt.entries = 2000, 200, 10*time.Second, [2]int{1_000, 1_000_000}
 	if smoke {
 		opt.rounds, opt.sample = 2, 200*time.Millisecond
-		opt.runs, opt.attaches, opt.settle = 20, 3, 3*time.Second
+		opt.runs, opt.attaches, opt.settle, opt.entries = 20, 3, 3*time.Second, [2]int{1_000, 10_000}
 	}
 	opt.beds, opt.metrics = strings.Split(beds, ","), strings.Split(metrics, ",")
 	return opt, opt.check(fs.Args())

@@ -85,7 +85,8 @@ func (r *record) flowRows() []row {
 	if len(r.Flows) == 0 {
 		return nil
 	}
-	few, many := flowEntries[0], flowEntries[1]
+	sizes := slices.Sorted(maps.Keys(r.Flows))
+	few, many := sizes[0], sizes[len(sizes)-1]
 	ratios := paired(r.Flows[many], r.Flows[few])
 	return []row{
 		{Bed: laceL3.name, Metric: fmt.Sprintf("%s/%d", metricFlows, few), Unit: "ns", spread: spreadOf(r.Flows[few]), Rounds: len(r.Flows[few])},

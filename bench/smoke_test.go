@@ -79,6 +79,9 @@ func expectedRows(metrics []string) []string {
 	for _, n := range []string{"1", "10", "100"} {
 		want = append(want, "lace-l3 attach/"+n+" ", "lace-l3 attach-p99/"+n+" ")
 	}
+	for _, row := range []string{"flows/1000 ", "flows/10000 ", "flows/10000 ÷ 1000 ", "collect/10000 ", "apply/large ", "apply/again ", "apply/back "} {
+		want = append(want, "lace-l3 "+row)
+	}
 	return append(want, "lace-l3 rss/100 ")
 }
 
