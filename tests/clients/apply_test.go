@@ -121,19 +121,27 @@ func (p *peered) thereAndBack() {
 	two.seesTheEnd(back)
 	two.seesTheEnd(far4)
 	one.seesTheEnd(near6)
-	heard4, heard6 := far4.heard(), near6.heard()
+	ended := []*conversation{back, far4, near6}
+	heard := make([]int, len(ended))
+	for i, c := range ended {
+		heard[i] = c.heard()
+	}
 	for _, from := range []*guest{p.db2, p.metrics1, p.metrics2} {
 		p.fetched(from, p.web1, false)
 	}
-	if now4, now6 := far4.heard(), near6.heard(); now4 != heard4 || now6 != heard6 {
-		p.t.Errorf("after the end of their flows two conversations went on: from %d to %d, from %d to %d", heard4, now4, heard6, now6)
-	}
-	for _, n := range []*node{p.node("edge-1"), p.node("edge-2")} {
-		if left := n.tracked("--network", "metrics", "--port", "7"); len(left) > 0 {
-			p.t.Errorf("%s knows %+v", n.host, left)
+	for i, c := range ended {
+		if now := c.heard(); now != heard[i] {
+			p.t.Errorf("after the end of its flow the conversation with %s went on, from %d to %d", c.to, heard[i], now)
 		}
 	}
-	for _, c := range []*conversation{back, far4, near6} {
+	for _, n := range []*node{p.node("edge-1"), p.node("edge-2")} {
+		for _, left := range n.tracked("--network", "metrics", "--port", "7") {
+			if left.State != "closed" {
+				p.t.Errorf("%s knows %+v", n.host, left)
+			}
+		}
+	}
+	for _, c := range ended {
 		c.in("touch %s/end; killall nc; nc -ll -p 7 -e cat </dev/null >/dev/null 2>&1 &", c.dir)
 	}
 }

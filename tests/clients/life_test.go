@@ -261,7 +261,12 @@ func TestNothingIsLeft(t *testing.T) {
 			n.must("kill", "-9", g.pid())
 		}
 		n.eventuallyEmpty()
-		n.must("crictl", "rmp", all[2].id)
+		b.eventually("CRI knows that the container has ended, and removes the pod", func() error {
+			if s := n.try("crictl", "rmp", all[2].id); s.status != 0 {
+				return errors.New(s.err)
+			}
+			return nil
+		})
 		n.must("nerdctl", "rm", "web")
 		n.must("ctr", "tasks", "rm", "task")
 		n.must("ctr", "containers", "rm", "task")
