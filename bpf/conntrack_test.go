@@ -243,6 +243,7 @@ var tcpLives = []struct {
 
 // TestTCP holds the state of a flow on both nodes after each packet, in all the ways that two containers have.
 func TestTCP(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	eachTalk(t, p, protoTCP, func(t *testing.T, c talk) {
 		for _, life := range tcpLives {

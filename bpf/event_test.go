@@ -220,6 +220,7 @@ func scribbled(t testing.TB) (left bpf.LaceContext) {
 
 // TestNothingIsLeft: whatever the packet before has left, all rows that begin at an entry program end as they do alone.
 func TestNothingIsLeft(t *testing.T) {
+	decidedByNoKernel(t)
 	var rows []row
 	for _, table := range [][]row{podRows(), uplinkRows(), errorRows(), gatewayRows(), ecnRows(), unknownRows(), unrelatedRows(), strangerFragmentRows()} {
 		for _, r := range table {

@@ -57,6 +57,7 @@ func judge(t *testing.T, n *node, in input) {
 // TestMutations runs every packet of the tables with a few bytes changed or taken from another packet: most get
 // further into the programs than arbitrary ones. The numbers are random and the same in each run.
 func TestMutations(t *testing.T) {
+	decidedByNoKernel(t)
 	n := newNode(t, newBed(t), options{number: 1})
 	var all []row
 	for _, rows := range [][]row{podRows(), uplinkRows(), errorRows(), gatewayRows(), ecnRows()} {

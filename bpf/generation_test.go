@@ -557,6 +557,7 @@ func (s *sweep) answerer() string {
 // TestSweep switches generations between the packets of a flow, on both nodes independently: each packet is judged by what is
 // active there at that time, and by nothing of before.
 func TestSweep(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	c := talk{pair: p.on(t), a: web1, b: db2, protocol: protoUDP, aport: 40000, bport: 80}
 	there, back := c.udp()
@@ -590,6 +591,7 @@ func TestSweep(t *testing.T) {
 // TestSwitchUnderPackets: two topologies that have nothing in common for an address: it is in network 400 on node 2, or in network
 // 100 at the router. While one replaces the other, again and again, a packet goes one way or the other, never a mix of both.
 func TestSwitchUnderPackets(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	n := p.nodes[1]
 	there := udp(web1.addr(false), db2.addr(false), 1, 2, 3)

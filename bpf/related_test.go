@@ -78,6 +78,7 @@ func errorsAbout(p ip) map[string]ip {
 // TestRelated: an ICMP error travels along the flow whose packet it quotes, in either direction, byte for byte, and leaves
 // the flow as it was: RFC 5508 REQ-4 and REQ-7, RFC 792, RFC 4443 2.4.
 func TestRelated(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	for _, protocol := range []string{"UDP", "TCP", "echo"} {
 		t.Run(protocol, func(t *testing.T) {

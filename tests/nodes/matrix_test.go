@@ -426,6 +426,7 @@ func newMatrixBed(t *testing.T, nodes int) *matrixBed {
 // TestReloadUnderTraffic puts two topologies in each other's place while probes run between all networks: at every
 // instant exactly one of them holds.
 func TestReloadUnderTraffic(t *testing.T) {
+	notEmulated(t)
 	t.Run("one node", func(t *testing.T) {
 		b := newMatrixBed(t, 1)
 		checkReloads(t, b, b.nodes[0], b.at[0], b.at[0])

@@ -240,6 +240,7 @@ func (n *namespace) dialFrom(t *testing.T, d *net.Dialer, network string, to net
 // TestAddressIsReused gives the address of a container that is gone to another one: what is still sent to the first, over flows
 // that only that one had opened, does not come to the second.
 func TestAddressIsReused(t *testing.T) {
+	notEmulated(t)
 	s := newShop(t, "")
 	s.each(t, func(t *testing.T, db *container, at int) { checkReuse(t, s, db, at) })
 }
