@@ -71,13 +71,13 @@ func (a *Agent) Ready() <-chan struct{} { return a.ready }
 // Run serves until ctx ends. It returns an error only when it cannot begin: the hook socket is taken,
 // or containerd's address makes no sense. A containerd or NRI that is not there is waited for.
 func (a *Agent) Run(ctx context.Context) error {
-	listener, err := listen(a.options.Socket)
+	hooks, err := listen(a.options.Socket, a.handle, a.log)
 	if err != nil {
 		return err
 	}
 	client, err := dialContainerd(a.options.Containerd)
 	if err != nil {
-		listener.Close()
+		hooks.socket.Close()
 		return err
 	}
 	defer client.close()
@@ -89,7 +89,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	loops.Go(func() { a.followNRI(ctx) })
 	close(a.ready)
 	a.log.Info("hooks are heard", "socket", a.options.Socket)
-	err = newReceiver(listener, a.handle, a.log).run(ctx)
+	err = hooks.run(ctx)
 	cancel()
 	loops.Wait()
 	return err

@@ -8,21 +8,16 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
-	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/lace-net/lace/plugin/socket"
 	"github.com/lace-net/lace/plugin/wire"
 )
 
 const (
-	maxConversations = 64 // hooks served at once; more wait in the socket's backlog
+	maxConversations = 64 // hooks served at once
 	// messageDeadline bounds how long a peer may take to send its message, or to take its answer.
 	messageDeadline = 2 * time.Second
-	acceptPause     = 100 * time.Millisecond // after a failed accept, such as EMFILE
 )
 
 // handler judges one message.
@@ -30,91 +25,24 @@ type handler func(context.Context, wire.Message) wire.Answer
 
 // receiver takes messages of lace-runc from a unix socket, one a connection.
 type receiver struct {
-	listener *net.UnixListener
-	handle   handler
-	log      *slog.Logger
-	slots    chan struct{}
+	socket *socket.Socket
+	handle handler
+	log    *slog.Logger
 }
 
-// listen makes the socket at path, mode 0600, in a directory that is made with mode 0700 when it is
-// missing. A socket that nobody listens on is replaced; anything else at path is an error.
-func listen(path string) (*net.UnixListener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("make the directory of hook socket %s: %w", path, err)
-	}
-	if err := clearSocket(path); err != nil {
+// listen makes the socket at path, as socket.Listen does.
+func listen(path string, h handler, log *slog.Logger) (*receiver, error) {
+	s, err := socket.Listen("hook socket", path, maxConversations, log)
+	if err != nil {
 		return nil, err
 	}
-	// The mask holds from the first moment, where a chmod would leave a gap. It is the process's, so
-	// listen is called before anything else that makes files.
-	old := unix.Umask(0o177)
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	unix.Umask(old)
-	if err != nil {
-		return nil, fmt.Errorf("listen on hook socket %s: %w", path, err)
-	}
-	return l, nil
-}
-
-func clearSocket(path string) error {
-	st, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil
-	case err != nil:
-		return fmt.Errorf("look at hook socket %s: %w", path, err)
-	case st.Mode().Type() != os.ModeSocket:
-		return fmt.Errorf("hook socket %s: there is a file of another kind (%s) in its place; move it away or choose another path", path, st.Mode().Type())
-	}
-	conn, err := net.DialTimeout("unix", path, messageDeadline)
-	if err == nil {
-		conn.Close()
-		return fmt.Errorf("hook socket %s: another agent is listening on it; stop that one first", path)
-	}
-	if !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("hook socket %s: find out whether somebody listens: %w", path, err)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("replace stale hook socket %s: %w", path, err)
-	}
-	return nil
-}
-
-func newReceiver(l *net.UnixListener, h handler, log *slog.Logger) *receiver {
-	return &receiver{listener: l, handle: h, log: log, slots: make(chan struct{}, maxConversations)}
+	return &receiver{s, h, log}, nil
 }
 
 // run serves until ctx ends and every conversation with it.
-func (s *receiver) run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { s.listener.Close() })
-	defer stop()
-	var conversations sync.WaitGroup
-	defer conversations.Wait()
-	for {
-		select {
-		case s.slots <- struct{}{}:
-		case <-ctx.Done():
-			return nil
-		}
-		conn, err := s.listener.AcceptUnix()
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			<-s.slots
-			s.log.Error("accept on the hook socket", "error", err)
-			pause(ctx, acceptPause)
-			continue
-		}
-		conversations.Go(func() {
-			defer func() { <-s.slots }()
-			s.converse(ctx, conn)
-		})
-	}
-}
+func (s *receiver) run(ctx context.Context) error { return s.socket.Run(ctx, s.converse) }
 
 func (s *receiver) converse(ctx context.Context, conn *net.UnixConn) {
-	defer conn.Close()
 	m, err := receive(conn)
 	if errors.Is(err, wire.ErrEmpty) {
 		s.log.Debug("a caller of the hook socket said nothing")
@@ -151,31 +79,10 @@ func receive(conn *net.UnixConn) (m wire.Message, err error) {
 	if err := wire.Read(conn, &m); err != nil {
 		return m, fmt.Errorf("read a hook message: %w", err)
 	}
-	// Last, since a socket closed with unread bytes takes the answer with it.
-	if err := checkPeer(conn); err != nil {
+	if err := socket.CheckPeer(conn, "hook message"); err != nil {
 		return m, err
 	}
 	return m, checkMessage(m)
-}
-
-// checkPeer lets root in alone. The mode of the socket says the same; this holds when somebody changed it.
-func checkPeer(conn *net.UnixConn) error {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("find out who sent a hook message: %w", err)
-	}
-	var cred *unix.Ucred
-	var credErr error
-	err = raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
-	if err := errors.Join(err, credErr); err != nil {
-		return fmt.Errorf("find out who sent a hook message: %w", err)
-	}
-	if cred.Uid != 0 {
-		return fmt.Errorf("hook message of pid %d with uid %d: only root may send one", cred.Pid, cred.Uid)
-	}
-	return nil
 }
 
 func checkMessage(m wire.Message) error {
@@ -208,14 +115,4 @@ func checkIDs(namespace, id string) error {
 		}
 	}
 	return nil
-}
-
-// pause waits for d or the end of ctx.
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }

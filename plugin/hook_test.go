@@ -28,13 +28,13 @@ func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 func serve(t *testing.T, h handler) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "run", "lace.sock")
-	l, err := listen(path)
+	l, err := listen(path, h, discard())
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
-	go func() { done <- newReceiver(l, h, discard()).run(ctx) }()
+	go func() { done <- l.run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -206,29 +206,34 @@ func TestConversationsAreBounded(t *testing.T) {
 func TestListenReplacesOnlyWhatIsStale(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "lace.sock")
-	first, err := listen(path)
+	listen := func(path string) error {
+		l, err := listen(path, nil, discard())
+		if err == nil {
+			l.socket.Close()
+		}
+		return err
+	}
+	first, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	first.SetUnlinkOnClose(false)
-	if _, err := listen(path); err == nil || !strings.Contains(err.Error(), "another agent is listening") {
+	if err := listen(path); err == nil || !strings.Contains(err.Error(), "another agent is listening") {
 		t.Fatalf("second agent: %v", err)
 	}
 	first.Close() // as a killed agent leaves it
-	second, err := listen(path)
-	if err != nil {
+	if err := listen(path); err != nil {
 		t.Fatalf("after a killed agent: %v", err)
 	}
-	second.Close()
 
 	file := filepath.Join(dir, "file")
 	os.WriteFile(file, []byte("precious"), 0o644)
-	if _, err := listen(file); err == nil || !strings.Contains(err.Error(), "file of another kind") {
+	if err := listen(file); err == nil || !strings.Contains(err.Error(), "file of another kind") {
 		t.Errorf("foreign file: %v", err)
 	}
 	link := filepath.Join(dir, "link")
 	os.Symlink(file, link)
-	if _, err := listen(link); err == nil || !strings.Contains(err.Error(), "file of another kind") {
+	if err := listen(link); err == nil || !strings.Contains(err.Error(), "file of another kind") {
 		t.Errorf("foreign link: %v", err)
 	}
 	if b, _ := os.ReadFile(file); string(b) != "precious" {
@@ -247,14 +252,14 @@ func TestOnlyRootIsHeard(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	path := filepath.Join(dir, "lace.sock")
-	l, err := listen(path)
+	refuse := func(context.Context, wire.Message) wire.Answer { return wire.Answer{Error: "heard"} }
+	l, err := listen(path, refuse, discard())
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
-	refuse := func(context.Context, wire.Message) wire.Answer { return wire.Answer{Error: "heard"} }
-	go func() { done <- newReceiver(l, refuse, discard()).run(ctx) }()
+	go func() { done <- l.run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
 	os.Chmod(dir, 0o755)
 	os.Chmod(path, 0o666)

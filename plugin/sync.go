@@ -278,3 +278,13 @@ func (a *Agent) containerDeleted(ctx context.Context, namespace, id string) erro
 	}
 	return a.release(ctx, key(namespace, id))
 }
+
+// pause waits for d or the end of ctx.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lace-net/lace/plugin/socket"
 	"github.com/lace-net/lace/topology"
 )
 
@@ -283,7 +284,7 @@ func TestListenReplacesOnlyWhatIsStale(t *testing.T) {
 	if b, _ := os.ReadFile(file); string(b) != "precious" {
 		t.Errorf("the foreign file holds %q now", b)
 	}
-	if err := listen(filepath.Join(dir, strings.Repeat("a", maxSocket))); err == nil || !strings.Contains(err.Error(), "shorter directory") {
+	if err := listen(filepath.Join(dir, strings.Repeat("a", socket.MaxPath))); err == nil || !strings.Contains(err.Error(), "shorter directory") {
 		t.Errorf("a long path: %v", err)
 	}
 }
