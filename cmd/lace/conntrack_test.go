@@ -313,7 +313,7 @@ func TestStatusOfPinnedTables(t *testing.T) {
 // TestConntrackWithoutAgent: a host on which none has run is told so.
 func TestConntrackWithoutAgent(t *testing.T) {
 	file := writeFile(t, "lace.toml", "bpffs = \""+t.TempDir()+"\"\n")
-	if err := runConntrack(t.Context(), hostEnv(), []string{"--config", file}); err == nil || !strings.Contains(err.Error(), "has an agent run on this host") {
+	if err := runConntrack(t.Context(), hostEnv(), []string{"--config", file}); err == nil || !strings.Contains(err.Error(), "has an agent of this version run on this host") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -56,7 +55,7 @@ func LoadAside(dir string) (*Aside, error) {
 	if err := spec.Variables[bpf.LaceVarExplaining].Set(uint8(1)); err != nil {
 		return nil, fmt.Errorf("set constant %s: %w", bpf.LaceVarExplaining, err)
 	}
-	replace, closeAll, err := openShared(PinDir(dir))
+	replace, closeAll, err := openPinned(dir, shared)
 	if err != nil {
 		return nil, err
 	}
@@ -71,24 +70,6 @@ func LoadAside(dir string) (*Aside, error) {
 	return a, nil
 }
 
-func openShared(pins string) (map[string]*ebpf.Map, func(), error) {
-	opened := map[string]*ebpf.Map{}
-	closeAll := func() {
-		for _, m := range opened {
-			m.Close()
-		}
-	}
-	for _, name := range shared {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(pins, name), nil)
-		if err != nil {
-			closeAll()
-			return nil, nil, fmt.Errorf("open table %s: %w (has an agent of this version run on this host, with its pins below %s?)", name, err, filepath.Dir(pins))
-		}
-		opened[name] = m
-	}
-	return opened, closeAll, nil
-}
-
 // prepare gives the programs a table of flows and tail calls of their own, and listens to their events.
 func (a *Aside) prepare() (err error) {
 	if a.maps, err = maps.New(a.coll.Maps); err != nil {
@@ -97,10 +78,8 @@ func (a *Aside) prepare() (err error) {
 	if err := a.maps.InitFlows(); err != nil {
 		return err
 	}
-	for i, name := range stagePrograms {
-		if err := a.coll.Maps["stages"].Put(uint32(i), a.coll.Programs[name]); err != nil {
-			return fmt.Errorf("put program %s into map stages: %w", name, err)
-		}
+	if err := putStages(a.coll); err != nil {
+		return err
 	}
 	if a.events, err = ringbuf.NewReader(a.coll.Maps["events"]); err != nil {
 		return fmt.Errorf("listen to the programs: %w", err)

@@ -162,10 +162,8 @@ var stagePrograms = map[bpf.LaceStage]string{
 // fillStages fills and pins the tail calls before a program that needs them is attached, so that the
 // agent may be killed at any time. The name is the map's id: those of an older agent stay beside it until Commit.
 func (h *Hooks) fillStages() error {
-	for i, name := range stagePrograms {
-		if err := h.coll.Maps["stages"].Put(uint32(i), h.coll.Programs[name]); err != nil {
-			return fmt.Errorf("put program %s into map stages: %w", name, err)
-		}
+	if err := putStages(h.coll); err != nil {
+		return err
 	}
 	pin, err := h.stagesPin()
 	if err != nil {
@@ -173,6 +171,15 @@ func (h *Hooks) fillStages() error {
 	}
 	if err := h.coll.Maps["stages"].Pin(pin); err != nil {
 		return fmt.Errorf("pin the tail calls at %s: %w", pin, err)
+	}
+	return nil
+}
+
+func putStages(coll *ebpf.Collection) error {
+	for i, name := range stagePrograms {
+		if err := coll.Maps["stages"].Put(uint32(i), coll.Programs[name]); err != nil {
+			return fmt.Errorf("put program %s into map stages: %w", name, err)
+		}
 	}
 	return nil
 }
@@ -225,20 +232,9 @@ func (h *Hooks) stagesDir() string { return filepath.Join(h.dir, "stages") }
 // OpenMaps opens the pinned tables without loading anything: for commands beside the agent, or
 // when there is none.
 func OpenMaps(dir string) (*maps.Maps, func(), error) {
-	pins := PinDir(dir)
-	opened := map[string]*ebpf.Map{}
-	closeAll := func() {
-		for _, m := range opened {
-			m.Close()
-		}
-	}
-	for _, name := range maps.Pinned {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(pins, name), nil)
-		if err != nil {
-			closeAll()
-			return nil, nil, fmt.Errorf("open table %s: %w (has an agent run on this host with --bpffs %s?)", name, err, dir)
-		}
-		opened[name] = m
+	opened, closeAll, err := openPinned(dir, maps.Pinned)
+	if err != nil {
+		return nil, nil, err
 	}
 	m, err := maps.New(opened)
 	if err != nil {
@@ -246,6 +242,25 @@ func OpenMaps(dir string) (*maps.Maps, func(), error) {
 		return nil, nil, err
 	}
 	return m, closeAll, nil
+}
+
+// openPinned opens tables by their names.
+func openPinned(dir string, names []string) (map[string]*ebpf.Map, func(), error) {
+	opened := map[string]*ebpf.Map{}
+	closeAll := func() {
+		for _, m := range opened {
+			m.Close()
+		}
+	}
+	for _, name := range names {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(PinDir(dir), name), nil)
+		if err != nil {
+			closeAll()
+			return nil, nil, fmt.Errorf("open table %s: %w (has an agent of this version run on this host with --bpffs %s?)", name, err, dir)
+		}
+		opened[name] = m
+	}
+	return opened, closeAll, nil
 }
 
 const bpffsMagic = 0xcafe4a11

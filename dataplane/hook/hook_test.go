@@ -61,7 +61,7 @@ func count(pins []string, prefix string) (n int) {
 func TestOpenMapsWithoutAgent(t *testing.T) {
 	b := newBed(t)
 	_, _, err := OpenMaps(b.dir)
-	wantError(t, err, b.dir, "has an agent run on this host")
+	wantError(t, err, b.dir, "has an agent of this version run on this host")
 }
 
 func TestLoadNotOnBPFFS(t *testing.T) {
