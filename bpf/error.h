@@ -5,7 +5,7 @@
  */
 #pragma once
 
-#include "lib/packet.h"
+#include "lib/budget.h"
 #include "gateway.h"
 
 #define QUOTE_V4 548 /* 576 bytes in all, RFC 1812 4.3.2.3 */
@@ -40,32 +40,6 @@ struct icmp6_answer {
 #define GROW_V6 (sizeof(struct icmp6_answer) - ETH_HLEN) /* 48 */
 
 _Static_assert(GROW_V4 == 28 && GROW_V6 == 48, "answers");
-
-/* A bucket of tokens for each container, so that none can spend another's. */
-static __always_inline bool may_answer(__u32 ifindex)
-{
-	__u64 now = bpf_ktime_get_coarse_ns();
-	struct budget *budget = bpf_map_lookup_elem(&budgets, &ifindex);
-	__u64 earned;
-
-	if (!budget) {
-		struct budget fresh = { .tokens = BUDGET_BURST - 1, .stamp = now };
-
-		bpf_map_update_elem(&budgets, &ifindex, &fresh, BPF_ANY);
-		return true;
-	}
-	earned = (now - budget->stamp) / BUDGET_NS;
-	if (earned) {
-		budget->stamp = now;
-		budget->tokens += earned;
-		if (budget->tokens > BUDGET_BURST)
-			budget->tokens = BUDGET_BURST;
-	}
-	if (budget->tokens <= 0)
-		return false;
-	budget->tokens--;
-	return true;
-}
 
 /*
  * Internet checksum, not folded, of len bytes (QUOTE_MIN to QUOTE_MAX) of the packet from the IP header on.
@@ -263,7 +237,7 @@ int stage_error(struct __sk_buff *skb)
 	cfg = node(ctx->generation);
 	if (!port || !cfg)
 		return drop(skb, REASON_NO_PORT);
-	if (!may_answer(skb->ifindex))
+	if (!spend(BUDGET_ERRORS, skb->ifindex, BUDGET_BURST, BUDGET_NS))
 		return drop(skb, REASON_ICMP_LIMITED);
 	return ctx->v4 ? error_v4(skb, ctx, port, cfg) : error_v6(skb, ctx, port, cfg);
 }

@@ -45,6 +45,20 @@ type LaceBudget struct {
 	Stamp  uint64
 }
 
+type LaceBudgetKey struct {
+	_    structs.HostLayout
+	Kind uint32
+	Of   uint32
+}
+
+type LaceBudgetKind uint32
+
+const (
+	LaceBudgetKindBUDGET_ERRORS   LaceBudgetKind = 0
+	LaceBudgetKindBUDGET_FLOOD    LaceBudgetKind = 1
+	LaceBudgetKindBUDGET_FLOOD_IN LaceBudgetKind = 2
+)
+
 type LaceCollection struct {
 	_        structs.HostLayout
 	Now      uint32
@@ -70,13 +84,14 @@ type LaceConfig struct {
 	LocatorBits      uint8
 	Srh              uint8
 	Vrf              uint8
-	Pad              uint8
+	L2Gso            uint8
 	Gateway          struct {
 		_  structs.HostLayout
 		U8 [6]uint8
 	}
-	Pad2     [6]uint8
-	Timeouts LaceTimeouts
+	Pad       [2]uint8
+	Segmenter uint32
+	Timeouts  LaceTimeouts
 }
 
 type LaceContext struct {
@@ -114,6 +129,17 @@ type LaceContext struct {
 		_  structs.HostLayout
 		U8 [6]uint8
 	}
+	To struct {
+		_  structs.HostLayout
+		U8 [6]uint8
+	}
+	From struct {
+		_  structs.HostLayout
+		U8 [6]uint8
+	}
+	Type     uint16
+	Vlan     uint16
+	VlanTci  uint16
 	Mtu      uint16
 	L3Len    uint16
 	V4       uint8
@@ -131,7 +157,14 @@ type LaceContext struct {
 	Raw      uint8
 	Stage    uint8
 	Ended    uint8
-	_        [2]byte
+	Bridged  uint8
+	Opaque   uint8
+	Direct   uint8
+	Shim     uint8
+	Many     uint8
+	Router   uint8
+	Segment  uint8
+	_        [1]byte
 }
 
 type LaceCounter struct {
@@ -147,8 +180,15 @@ type LaceEndpoint struct {
 		_  structs.HostLayout
 		U8 [6]uint8
 	}
-	Mtu uint16
+	Mtu   uint16
+	Flags uint32
 }
+
+type LaceEndpointFlags uint32
+
+const (
+	LaceEndpointFlagsENDPOINT_DIRECT LaceEndpointFlags = 1
+)
 
 type LaceEndpointKey struct {
 	_     structs.HostLayout
@@ -192,6 +232,16 @@ type LaceEventBudget struct {
 	Missed uint32
 }
 
+type LaceFdbKey struct {
+	_     structs.HostLayout
+	Scope uint32
+	Mac   struct {
+		_  structs.HostLayout
+		U8 [6]uint8
+	}
+	Pad [2]uint8
+}
+
 type LaceFlow struct {
 	_          structs.HostLayout
 	Packets    uint64
@@ -232,6 +282,8 @@ const (
 	LaceFlowFlagsFLOW_PICKED   LaceFlowFlags = 4
 	LaceFlowFlagsFLOW_FIN      LaceFlowFlags = 8
 	LaceFlowFlagsFLOW_ENDED    LaceFlowFlags = 16
+	LaceFlowFlagsFLOW_BRIDGED  LaceFlowFlags = 32
+	LaceFlowFlagsFLOW_DIRECT   LaceFlowFlags = 64
 )
 
 type LaceFlowKey struct {
@@ -286,19 +338,55 @@ type LaceFragmentKey struct {
 	Protocol uint32
 }
 
-type LaceNetwork struct {
+type LaceGroup struct {
 	_       structs.HostLayout
-	Flags   uint32
-	Line    uint32
-	Traffic uint32
-	Bits4   [4]uint8
-	Bits6   [4]uint8
+	Locals  uint32
+	Remotes uint32
+}
+
+type LaceL2Gso uint32
+
+const (
+	LaceL2GsoL2GSO_SHIM    LaceL2Gso = 0
+	LaceL2GsoL2GSO_SEGMENT LaceL2Gso = 1
+)
+
+type LaceMember struct {
+	_       structs.HostLayout
+	Ifindex uint32
+	Peer    uint32
+	Sid     struct {
+		_  structs.HostLayout
+		U8 [16]uint8
+	}
+}
+
+type LaceMemberKey struct {
+	_     structs.HostLayout
+	Scope uint32
+	Place uint32
+}
+
+type LaceNetwork struct {
+	_         structs.HostLayout
+	Flags     uint32
+	Line      uint32
+	Traffic   uint32
+	FloodRate uint32
+	Base6     struct {
+		_  structs.HostLayout
+		U8 [16]uint8
+	}
+	Bits4 [4]uint8
+	Bits6 [4]uint8
 }
 
 type LaceNetworkFlags uint32
 
 const (
 	LaceNetworkFlagsNETWORK_LOCAL LaceNetworkFlags = 1
+	LaceNetworkFlagsNETWORK_L2    LaceNetworkFlags = 2
+	LaceNetworkFlagsNETWORK_FLOOD LaceNetworkFlags = 4
 )
 
 type LaceNexthop struct {
@@ -332,6 +420,10 @@ type LacePeer struct {
 		U8 [16]uint8
 	}
 	Sid6 struct {
+		_  structs.HostLayout
+		U8 [16]uint8
+	}
+	SidL2 struct {
 		_  structs.HostLayout
 		U8 [16]uint8
 	}
@@ -391,6 +483,8 @@ type LacePortFlags uint32
 const (
 	LacePortFlagsPORT_HAS_V4 LacePortFlags = 1
 	LacePortFlagsPORT_HAS_V6 LacePortFlags = 2
+	LacePortFlagsPORT_DHCP   LacePortFlags = 4
+	LacePortFlagsPORT_DIRECT LacePortFlags = 8
 )
 
 type LacePortKey struct {
@@ -413,45 +507,51 @@ const (
 	LaceReasonREASON_LOCAL                LaceReason = 3
 	LaceReasonREASON_GATEWAY_ANSWERED     LaceReason = 4
 	LaceReasonREASON_GATEWAY_PASSED       LaceReason = 5
-	LaceReasonREASON_HOP_LIMIT            LaceReason = 6
-	LaceReasonREASON_TOO_BIG              LaceReason = 7
-	LaceReasonREASON_NO_ROUTE             LaceReason = 8
-	LaceReasonREASON_NO_ENDPOINT          LaceReason = 9
-	LaceReasonREASON_NO_PORT              LaceReason = 10
-	LaceReasonREASON_MALFORMED            LaceReason = 11
-	LaceReasonREASON_NOT_IP               LaceReason = 12
-	LaceReasonREASON_SPOOFED_MAC          LaceReason = 13
-	LaceReasonREASON_SPOOFED_ADDRESS      LaceReason = 14
-	LaceReasonREASON_NOT_FOR_GATEWAY      LaceReason = 15
-	LaceReasonREASON_MULTICAST            LaceReason = 16
-	LaceReasonREASON_SRV6FROM_CONTAINER   LaceReason = 17
-	LaceReasonREASON_ROUTER_ADVERTISEMENT LaceReason = 18
-	LaceReasonREASON_DHCP_SERVER          LaceReason = 19
-	LaceReasonREASON_GATEWAY_CLOSED       LaceReason = 20
-	LaceReasonREASON_NEIGHBOUR_UNKNOWN    LaceReason = 21
-	LaceReasonREASON_UNKNOWN_SOURCE       LaceReason = 22
-	LaceReasonREASON_UNKNOWN_FUNCTION     LaceReason = 23
-	LaceReasonREASON_UNKNOWN_NETWORK      LaceReason = 24
-	LaceReasonREASON_SID_TAIL             LaceReason = 25
-	LaceReasonREASON_NO_PEERING           LaceReason = 26
-	LaceReasonREASON_WRONG_PAYLOAD        LaceReason = 27
-	LaceReasonREASON_SEGMENTS_LEFT        LaceReason = 28
-	LaceReasonREASON_ROUTING_HEADER       LaceReason = 29
-	LaceReasonREASON_UNDERLAY_ICMP        LaceReason = 30
-	LaceReasonREASON_ECN_CONGESTION       LaceReason = 31
-	LaceReasonREASON_ENCAP_FAILED         LaceReason = 32
-	LaceReasonREASON_ENCAP_NESTED         LaceReason = 33
-	LaceReasonREASON_DECAP_FAILED         LaceReason = 34
-	LaceReasonREASON_NO_NEXTHOP           LaceReason = 35
-	LaceReasonREASON_ICMP_FAILED          LaceReason = 36
-	LaceReasonREASON_ICMP_LIMITED         LaceReason = 37
-	LaceReasonREASON_STAGE_MISSING        LaceReason = 38
-	LaceReasonREASON_CONNTRACK_FULL       LaceReason = 39
-	LaceReasonREASON_NO_FLOW              LaceReason = 40
-	LaceReasonREASON_FRAGMENT_UNKNOWN     LaceReason = 41
-	LaceReasonREASON_FRAGMENT_TINY        LaceReason = 42
-	LaceReasonREASON_NO_NETWORK           LaceReason = 43
-	LaceReasonREASON_MAX                  LaceReason = 44
+	LaceReasonREASON_NEIGHBOUR_ANSWERED   LaceReason = 6
+	LaceReasonREASON_REPLICATED           LaceReason = 7
+	LaceReasonREASON_HOP_LIMIT            LaceReason = 8
+	LaceReasonREASON_TOO_BIG              LaceReason = 9
+	LaceReasonREASON_NO_ROUTE             LaceReason = 10
+	LaceReasonREASON_NO_ENDPOINT          LaceReason = 11
+	LaceReasonREASON_NO_PORT              LaceReason = 12
+	LaceReasonREASON_MALFORMED            LaceReason = 13
+	LaceReasonREASON_NOT_IP               LaceReason = 14
+	LaceReasonREASON_SPOOFED_MAC          LaceReason = 15
+	LaceReasonREASON_SPOOFED_ADDRESS      LaceReason = 16
+	LaceReasonREASON_NOT_FOR_GATEWAY      LaceReason = 17
+	LaceReasonREASON_MULTICAST            LaceReason = 18
+	LaceReasonREASON_SRV6FROM_CONTAINER   LaceReason = 19
+	LaceReasonREASON_ROUTER_ADVERTISEMENT LaceReason = 20
+	LaceReasonREASON_DHCP_SERVER          LaceReason = 21
+	LaceReasonREASON_GATEWAY_CLOSED       LaceReason = 22
+	LaceReasonREASON_NEIGHBOUR_UNKNOWN    LaceReason = 23
+	LaceReasonREASON_UNKNOWN_SOURCE       LaceReason = 24
+	LaceReasonREASON_UNKNOWN_FUNCTION     LaceReason = 25
+	LaceReasonREASON_UNKNOWN_NETWORK      LaceReason = 26
+	LaceReasonREASON_SID_TAIL             LaceReason = 27
+	LaceReasonREASON_NO_PEERING           LaceReason = 28
+	LaceReasonREASON_WRONG_PAYLOAD        LaceReason = 29
+	LaceReasonREASON_SEGMENTS_LEFT        LaceReason = 30
+	LaceReasonREASON_ROUTING_HEADER       LaceReason = 31
+	LaceReasonREASON_UNDERLAY_ICMP        LaceReason = 32
+	LaceReasonREASON_ECN_CONGESTION       LaceReason = 33
+	LaceReasonREASON_ENCAP_FAILED         LaceReason = 34
+	LaceReasonREASON_ENCAP_NESTED         LaceReason = 35
+	LaceReasonREASON_DECAP_FAILED         LaceReason = 36
+	LaceReasonREASON_NO_NEXTHOP           LaceReason = 37
+	LaceReasonREASON_ICMP_FAILED          LaceReason = 38
+	LaceReasonREASON_ICMP_LIMITED         LaceReason = 39
+	LaceReasonREASON_STAGE_MISSING        LaceReason = 40
+	LaceReasonREASON_CONNTRACK_FULL       LaceReason = 41
+	LaceReasonREASON_NO_FLOW              LaceReason = 42
+	LaceReasonREASON_FRAGMENT_UNKNOWN     LaceReason = 43
+	LaceReasonREASON_FRAGMENT_TINY        LaceReason = 44
+	LaceReasonREASON_NO_NETWORK           LaceReason = 45
+	LaceReasonREASON_UNKNOWN_MAC          LaceReason = 46
+	LaceReasonREASON_FLOOD_OFF            LaceReason = 47
+	LaceReasonREASON_FLOOD_LIMITED        LaceReason = 48
+	LaceReasonREASON_GSO_FRAME            LaceReason = 49
+	LaceReasonREASON_MAX                  LaceReason = 50
 )
 
 type LaceRefusalKey struct {
@@ -460,16 +560,50 @@ type LaceRefusalKey struct {
 	Reason  uint32
 }
 
+type LaceSighting struct {
+	_       structs.HostLayout
+	Locator uint64
+	Seen    uint32
+	Pad     uint32
+}
+
+type LaceSightingKey struct {
+	_       structs.HostLayout
+	Network uint32
+	Mac     struct {
+		_  structs.HostLayout
+		U8 [6]uint8
+	}
+	Pad [2]uint8
+}
+
 type LaceStage uint32
 
 const (
-	LaceStageSTAGE_ENTRY   LaceStage = 0
-	LaceStageSTAGE_ROUTE   LaceStage = 1
-	LaceStageSTAGE_DELIVER LaceStage = 2
-	LaceStageSTAGE_GATEWAY LaceStage = 3
-	LaceStageSTAGE_ERROR   LaceStage = 4
-	LaceStageSTAGE_MAX     LaceStage = 5
+	LaceStageSTAGE_ENTRY     LaceStage = 0
+	LaceStageSTAGE_ROUTE     LaceStage = 1
+	LaceStageSTAGE_DELIVER   LaceStage = 2
+	LaceStageSTAGE_GATEWAY   LaceStage = 3
+	LaceStageSTAGE_ERROR     LaceStage = 4
+	LaceStageSTAGE_BRIDGE    LaceStage = 5
+	LaceStageSTAGE_NEIGHBOUR LaceStage = 6
+	LaceStageSTAGE_FLOOD     LaceStage = 7
+	LaceStageSTAGE_FRAME     LaceStage = 8
+	LaceStageSTAGE_MAX       LaceStage = 9
 )
+
+type LaceStation struct {
+	_       structs.HostLayout
+	Ifindex uint32
+	Flags   uint32
+	Peer    uint32
+	Mtu     uint16
+	Pad     uint16
+	Sid     struct {
+		_  structs.HostLayout
+		U8 [16]uint8
+	}
+}
 
 type LaceTimeouts struct {
 	_              structs.HostLayout
@@ -496,51 +630,58 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	LaceMapBlocks            = "blocks"
-	LaceMapBudgets           = "budgets"
-	LaceMapContexts          = "contexts"
-	LaceMapCounters          = "counters"
-	LaceMapEndpoints         = "endpoints"
-	LaceMapEventBudgets      = "event_budgets"
-	LaceMapEvents            = "events"
-	LaceMapFlows             = "flows"
-	LaceMapFlowsInitial      = "flows_initial"
-	LaceMapFragments         = "fragments"
-	LaceMapGeneration        = "generation"
-	LaceMapHeartbeat         = "heartbeat"
-	LaceMapNetworks          = "networks"
-	LaceMapNexthops          = "nexthops"
-	LaceMapNodeConfig        = "node_config"
-	LaceMapPeerings          = "peerings"
-	LaceMapPeers             = "peers"
-	LaceMapPorts             = "ports"
-	LaceMapQuotes            = "quotes"
-	LaceMapRefusals          = "refusals"
-	LaceMapStages            = "stages"
-	LaceMapTraffic           = "traffic"
-	LaceProgCollect          = "collect"
-	LaceProgPodL3            = "pod_l3"
-	LaceProgProbeDecap       = "probe_decap"
-	LaceProgProbeEmpty       = "probe_empty"
-	LaceProgStageDeliver     = "stage_deliver"
-	LaceProgStageError       = "stage_error"
-	LaceProgStageGateway     = "stage_gateway"
-	LaceProgStageRoute       = "stage_route"
-	LaceProgUplink           = "uplink"
-	LaceProgUplinkRaw        = "uplink_raw"
-	LaceVarBlockFlagsInBtf   = "block_flags_in_btf"
-	LaceVarCollectionInBtf   = "collection_in_btf"
-	LaceVarDecapByFlags      = "decap_by_flags"
-	LaceVarEventInBtf        = "event_in_btf"
-	LaceVarExplaining        = "explaining"
-	LaceVarFlowFlagsInBtf    = "flow_flags_in_btf"
-	LaceVarFlowStateInBtf    = "flow_state_in_btf"
-	LaceVarNetworkFlagsInBtf = "network_flags_in_btf"
-	LaceVarNexthopFlagsInBtf = "nexthop_flags_in_btf"
-	LaceVarPortFlagsInBtf    = "port_flags_in_btf"
-	LaceVarReasonInBtf       = "reason_in_btf"
-	LaceVarStageInBtf        = "stage_in_btf"
-	LaceVarVerdictInBtf      = "verdict_in_btf"
+	LaceMapBlocks             = "blocks"
+	LaceMapBudgets            = "budgets"
+	LaceMapContexts           = "contexts"
+	LaceMapCounters           = "counters"
+	LaceMapEndpoints          = "endpoints"
+	LaceMapEventBudgets       = "event_budgets"
+	LaceMapEvents             = "events"
+	LaceMapFdb                = "fdb"
+	LaceMapFlows              = "flows"
+	LaceMapFlowsInitial       = "flows_initial"
+	LaceMapFragments          = "fragments"
+	LaceMapGeneration         = "generation"
+	LaceMapGroups             = "groups"
+	LaceMapHeartbeat          = "heartbeat"
+	LaceMapLearned            = "learned"
+	LaceMapMembers            = "members"
+	LaceMapNetworks           = "networks"
+	LaceMapNexthops           = "nexthops"
+	LaceMapNodeConfig         = "node_config"
+	LaceMapPeerings           = "peerings"
+	LaceMapPeers              = "peers"
+	LaceMapPorts              = "ports"
+	LaceMapQuotes             = "quotes"
+	LaceMapRefusals           = "refusals"
+	LaceMapStages             = "stages"
+	LaceMapTraffic            = "traffic"
+	LaceProgCollect           = "collect"
+	LaceProgPodL3             = "pod_l3"
+	LaceProgProbeDecap        = "probe_decap"
+	LaceProgProbeEmpty        = "probe_empty"
+	LaceProgStageDeliver      = "stage_deliver"
+	LaceProgStageError        = "stage_error"
+	LaceProgStageGateway      = "stage_gateway"
+	LaceProgStageRoute        = "stage_route"
+	LaceProgUplink            = "uplink"
+	LaceProgUplinkRaw         = "uplink_raw"
+	LaceVarBlockFlagsInBtf    = "block_flags_in_btf"
+	LaceVarBudgetKindInBtf    = "budget_kind_in_btf"
+	LaceVarCollectionInBtf    = "collection_in_btf"
+	LaceVarDecapByFlags       = "decap_by_flags"
+	LaceVarEndpointFlagsInBtf = "endpoint_flags_in_btf"
+	LaceVarEventInBtf         = "event_in_btf"
+	LaceVarExplaining         = "explaining"
+	LaceVarFlowFlagsInBtf     = "flow_flags_in_btf"
+	LaceVarFlowStateInBtf     = "flow_state_in_btf"
+	LaceVarL2GsoInBtf         = "l2_gso_in_btf"
+	LaceVarNetworkFlagsInBtf  = "network_flags_in_btf"
+	LaceVarNexthopFlagsInBtf  = "nexthop_flags_in_btf"
+	LaceVarPortFlagsInBtf     = "port_flags_in_btf"
+	LaceVarReasonInBtf        = "reason_in_btf"
+	LaceVarStageInBtf         = "stage_in_btf"
+	LaceVarVerdictInBtf       = "verdict_in_btf"
 )
 
 // LoadLace returns the embedded CollectionSpec for Lace.
@@ -608,11 +749,15 @@ type LaceMapSpecs struct {
 	Endpoints    *ebpf.MapSpec `ebpf:"endpoints"`
 	EventBudgets *ebpf.MapSpec `ebpf:"event_budgets"`
 	Events       *ebpf.MapSpec `ebpf:"events"`
+	Fdb          *ebpf.MapSpec `ebpf:"fdb"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	FlowsInitial *ebpf.MapSpec `ebpf:"flows_initial"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Generation   *ebpf.MapSpec `ebpf:"generation"`
+	Groups       *ebpf.MapSpec `ebpf:"groups"`
 	Heartbeat    *ebpf.MapSpec `ebpf:"heartbeat"`
+	Learned      *ebpf.MapSpec `ebpf:"learned"`
+	Members      *ebpf.MapSpec `ebpf:"members"`
 	Networks     *ebpf.MapSpec `ebpf:"networks"`
 	Nexthops     *ebpf.MapSpec `ebpf:"nexthops"`
 	NodeConfig   *ebpf.MapSpec `ebpf:"node_config"`
@@ -629,19 +774,22 @@ type LaceMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LaceVariableSpecs struct {
-	BlockFlagsInBtf   *ebpf.VariableSpec `ebpf:"block_flags_in_btf"`
-	CollectionInBtf   *ebpf.VariableSpec `ebpf:"collection_in_btf"`
-	DecapByFlags      *ebpf.VariableSpec `ebpf:"decap_by_flags"`
-	EventInBtf        *ebpf.VariableSpec `ebpf:"event_in_btf"`
-	Explaining        *ebpf.VariableSpec `ebpf:"explaining"`
-	FlowFlagsInBtf    *ebpf.VariableSpec `ebpf:"flow_flags_in_btf"`
-	FlowStateInBtf    *ebpf.VariableSpec `ebpf:"flow_state_in_btf"`
-	NetworkFlagsInBtf *ebpf.VariableSpec `ebpf:"network_flags_in_btf"`
-	NexthopFlagsInBtf *ebpf.VariableSpec `ebpf:"nexthop_flags_in_btf"`
-	PortFlagsInBtf    *ebpf.VariableSpec `ebpf:"port_flags_in_btf"`
-	ReasonInBtf       *ebpf.VariableSpec `ebpf:"reason_in_btf"`
-	StageInBtf        *ebpf.VariableSpec `ebpf:"stage_in_btf"`
-	VerdictInBtf      *ebpf.VariableSpec `ebpf:"verdict_in_btf"`
+	BlockFlagsInBtf    *ebpf.VariableSpec `ebpf:"block_flags_in_btf"`
+	BudgetKindInBtf    *ebpf.VariableSpec `ebpf:"budget_kind_in_btf"`
+	CollectionInBtf    *ebpf.VariableSpec `ebpf:"collection_in_btf"`
+	DecapByFlags       *ebpf.VariableSpec `ebpf:"decap_by_flags"`
+	EndpointFlagsInBtf *ebpf.VariableSpec `ebpf:"endpoint_flags_in_btf"`
+	EventInBtf         *ebpf.VariableSpec `ebpf:"event_in_btf"`
+	Explaining         *ebpf.VariableSpec `ebpf:"explaining"`
+	FlowFlagsInBtf     *ebpf.VariableSpec `ebpf:"flow_flags_in_btf"`
+	FlowStateInBtf     *ebpf.VariableSpec `ebpf:"flow_state_in_btf"`
+	L2GsoInBtf         *ebpf.VariableSpec `ebpf:"l2_gso_in_btf"`
+	NetworkFlagsInBtf  *ebpf.VariableSpec `ebpf:"network_flags_in_btf"`
+	NexthopFlagsInBtf  *ebpf.VariableSpec `ebpf:"nexthop_flags_in_btf"`
+	PortFlagsInBtf     *ebpf.VariableSpec `ebpf:"port_flags_in_btf"`
+	ReasonInBtf        *ebpf.VariableSpec `ebpf:"reason_in_btf"`
+	StageInBtf         *ebpf.VariableSpec `ebpf:"stage_in_btf"`
+	VerdictInBtf       *ebpf.VariableSpec `ebpf:"verdict_in_btf"`
 }
 
 // LaceObjects contains all objects after they have been loaded into the kernel.
@@ -671,11 +819,15 @@ type LaceMaps struct {
 	Endpoints    *ebpf.Map `ebpf:"endpoints"`
 	EventBudgets *ebpf.Map `ebpf:"event_budgets"`
 	Events       *ebpf.Map `ebpf:"events"`
+	Fdb          *ebpf.Map `ebpf:"fdb"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	FlowsInitial *ebpf.Map `ebpf:"flows_initial"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Generation   *ebpf.Map `ebpf:"generation"`
+	Groups       *ebpf.Map `ebpf:"groups"`
 	Heartbeat    *ebpf.Map `ebpf:"heartbeat"`
+	Learned      *ebpf.Map `ebpf:"learned"`
+	Members      *ebpf.Map `ebpf:"members"`
 	Networks     *ebpf.Map `ebpf:"networks"`
 	Nexthops     *ebpf.Map `ebpf:"nexthops"`
 	NodeConfig   *ebpf.Map `ebpf:"node_config"`
@@ -697,11 +849,15 @@ func (m *LaceMaps) Close() error {
 		m.Endpoints,
 		m.EventBudgets,
 		m.Events,
+		m.Fdb,
 		m.Flows,
 		m.FlowsInitial,
 		m.Fragments,
 		m.Generation,
+		m.Groups,
 		m.Heartbeat,
+		m.Learned,
+		m.Members,
 		m.Networks,
 		m.Nexthops,
 		m.NodeConfig,
@@ -719,19 +875,22 @@ func (m *LaceMaps) Close() error {
 //
 // It can be passed to LoadLaceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LaceVariables struct {
-	BlockFlagsInBtf   *ebpf.Variable `ebpf:"block_flags_in_btf"`
-	CollectionInBtf   *ebpf.Variable `ebpf:"collection_in_btf"`
-	DecapByFlags      *ebpf.Variable `ebpf:"decap_by_flags"`
-	EventInBtf        *ebpf.Variable `ebpf:"event_in_btf"`
-	Explaining        *ebpf.Variable `ebpf:"explaining"`
-	FlowFlagsInBtf    *ebpf.Variable `ebpf:"flow_flags_in_btf"`
-	FlowStateInBtf    *ebpf.Variable `ebpf:"flow_state_in_btf"`
-	NetworkFlagsInBtf *ebpf.Variable `ebpf:"network_flags_in_btf"`
-	NexthopFlagsInBtf *ebpf.Variable `ebpf:"nexthop_flags_in_btf"`
-	PortFlagsInBtf    *ebpf.Variable `ebpf:"port_flags_in_btf"`
-	ReasonInBtf       *ebpf.Variable `ebpf:"reason_in_btf"`
-	StageInBtf        *ebpf.Variable `ebpf:"stage_in_btf"`
-	VerdictInBtf      *ebpf.Variable `ebpf:"verdict_in_btf"`
+	BlockFlagsInBtf    *ebpf.Variable `ebpf:"block_flags_in_btf"`
+	BudgetKindInBtf    *ebpf.Variable `ebpf:"budget_kind_in_btf"`
+	CollectionInBtf    *ebpf.Variable `ebpf:"collection_in_btf"`
+	DecapByFlags       *ebpf.Variable `ebpf:"decap_by_flags"`
+	EndpointFlagsInBtf *ebpf.Variable `ebpf:"endpoint_flags_in_btf"`
+	EventInBtf         *ebpf.Variable `ebpf:"event_in_btf"`
+	Explaining         *ebpf.Variable `ebpf:"explaining"`
+	FlowFlagsInBtf     *ebpf.Variable `ebpf:"flow_flags_in_btf"`
+	FlowStateInBtf     *ebpf.Variable `ebpf:"flow_state_in_btf"`
+	L2GsoInBtf         *ebpf.Variable `ebpf:"l2_gso_in_btf"`
+	NetworkFlagsInBtf  *ebpf.Variable `ebpf:"network_flags_in_btf"`
+	NexthopFlagsInBtf  *ebpf.Variable `ebpf:"nexthop_flags_in_btf"`
+	PortFlagsInBtf     *ebpf.Variable `ebpf:"port_flags_in_btf"`
+	ReasonInBtf        *ebpf.Variable `ebpf:"reason_in_btf"`
+	StageInBtf         *ebpf.Variable `ebpf:"stage_in_btf"`
+	VerdictInBtf       *ebpf.Variable `ebpf:"verdict_in_btf"`
 }
 
 // LacePrograms contains all programs after they have been loaded into the kernel.

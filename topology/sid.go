@@ -27,6 +27,8 @@ type Function uint16
 
 const (
 	EndDT46 Function = 20 // decapsulate, look up the inner IPv4 or IPv6 packet in a table
+	EndDT2U Function = 23 // decapsulate, look up the destination of the inner Ethernet frame
+	EndDT2M Function = 24 // decapsulate, flood the inner Ethernet frame
 
 	// SourceFunction marks an outer source address. It is no endpoint behaviour, so a packet
 	// sent to such an address is refused.

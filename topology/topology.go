@@ -15,7 +15,8 @@ type Topology struct {
 	Underlay  Underlay
 	Nodes     []*Node
 	Networks  []*Network
-	Peerings  []Peering // sorted by From and To, each pair once
+	Endpoints []Endpoint // sorted by name
+	Peerings  []Peering  // sorted by From and To, each pair once
 	Conntrack Conntrack
 	Hash      Hash // of the canonical form: comments, order and spelling of the file do not matter
 }
@@ -45,7 +46,16 @@ type Conntrack struct {
 type Underlay struct {
 	LocatorBlock  netip.Prefix // every locator lies inside
 	Encapsulation Encapsulation
+	L2GSO         L2GSO
 }
+
+// L2GSO says how a frame that is still to be segmented goes to another node. To a router it is always segmented first.
+type L2GSO uint8
+
+const (
+	Shim    L2GSO = iota // whole, behind a GRE header of 4 bytes (next header 47)
+	Segment              // segmented first: next header 143 for everything
+)
 
 // NodeKind says what runs on a node.
 type NodeKind uint8
@@ -68,6 +78,7 @@ type Node struct {
 	Network  string            // KindRouter only: the network its packets belong to
 	SID4     netip.Addr        // KindRouter only: SID that takes IPv4 packets
 	SID6     netip.Addr        // KindRouter only: SID that takes IPv6 packets
+	SIDL2    netip.Addr        // KindRouter only: SID that takes frames, where its network is an L2 one
 	Line     int               // where the file names it
 }
 
@@ -76,6 +87,7 @@ type NetworkType uint8
 
 const (
 	L3 NetworkType = iota + 1 // routed: IP packets, one block of addresses per node
+	L2                        // one Ethernet segment: frames, flat subnets, one pool of addresses per node
 )
 
 // Network is one isolated overlay network.
@@ -84,13 +96,28 @@ type Network struct {
 	Type       NetworkType
 	ID         NetworkID
 	Subnets    []netip.Prefix    // in the order of the file: blocks are counted through them
-	BlockBits4 int               // length of a counted IPv4 block; 0 where there is no IPv4 subnet
+	BlockBits4 int               // length of a counted IPv4 block (L2: pool); 0 where there is none
 	BlockBits6 int               // … and of an IPv6 block
+	Gateway4   netip.Addr        // L2 only: the way out of the network, the same on all nodes; invalid: there is none
+	Gateway6   netip.Addr        // … for IPv6
+	DHCP       bool              // L2 only: containers may ask for addresses, and give them
+	Flood      bool              // L2 only: broadcast and multicast are replicated
+	FloodRate  int               // L2 only: such frames of one container that are replicated, a second
 	Labels     map[string]string // free words, for the selectors of peerings
 	Line       int
 
 	nodes map[string]*Node // all of the topology, by name
 	given map[string]Block // blocks that the file gives, by node name
+}
+
+// Endpoint is an address or MAC of an L2 network that lives outside the pools: a virtual machine, an appliance.
+type Endpoint struct {
+	Name    string
+	Network string
+	Node    string // where it is attached: a host, or a router of the network
+	MAC     MAC
+	V4, V6  netip.Addr // invalid where it has none
+	Line    int
 }
 
 // Block is a node's own part of a network: at most one prefix a family, an invalid prefix where

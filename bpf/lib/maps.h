@@ -19,6 +19,10 @@ enum stage {
 	STAGE_DELIVER,
 	STAGE_GATEWAY,
 	STAGE_ERROR,
+	STAGE_BRIDGE,
+	STAGE_NEIGHBOUR,
+	STAGE_FLOOD,
+	STAGE_FRAME,
 	STAGE_MAX,
 };
 
@@ -61,6 +65,37 @@ struct {
 	__type(key, struct endpoint_key);
 	__type(value, struct endpoint);
 } endpoints SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct fdb_key);
+	__type(value, struct station);
+} fdb SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct sighting_key);
+	__type(value, struct sighting);
+} learned SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 2 * NETWORKS);
+	__type(key, __u32);
+	__type(value, struct group);
+} groups SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__type(key, struct member_key);
+	__type(value, struct member);
+} members SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -154,7 +189,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
-	__type(key, __u32);
+	__type(key, struct budget_key);
 	__type(value, struct budget);
 } budgets SEC(".maps");
 

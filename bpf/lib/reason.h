@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Why a packet went where it went: at once the index of its counter, and the word that people
- * read. Only ever append: the numbers are read by agents of other versions.
+ * read. The numbers belong to a layout of the pinned maps: within one, only ever append.
  */
 #pragma once
 
@@ -9,11 +9,13 @@ enum reason {
 	REASON_NONE = 0,
 
 	/* Packets that went on. */
-	REASON_ENCAPSULATED,	 /* container to another node */
-	REASON_DECAPSULATED,	 /* another node to a container */
-	REASON_LOCAL,		 /* container to container on this node */
-	REASON_GATEWAY_ANSWERED, /* ARP, ND or echo answered by the program */
-	REASON_GATEWAY_PASSED,	 /* handed to the gateway in the network's VRF */
+	REASON_ENCAPSULATED,	   /* container to another node */
+	REASON_DECAPSULATED,	   /* another node to a container */
+	REASON_LOCAL,		   /* container to container on this node */
+	REASON_GATEWAY_ANSWERED,   /* ARP, ND or echo to the gateway answered by the program */
+	REASON_GATEWAY_PASSED,	   /* handed to the gateway in the network's VRF */
+	REASON_NEIGHBOUR_ANSWERED, /* ARP or ND about a container answered by the program */
+	REASON_REPLICATED,	   /* copied to all who are in the L2 network */
 
 	/* Refused, and the sender was told by ICMP. */
 	REASON_HOP_LIMIT,   /* hop limit ran out */
@@ -63,9 +65,16 @@ enum reason {
 	REASON_FRAGMENT_TINY,	 /* a fragment that cuts the transport header (RFC 1858) */
 	REASON_NO_NETWORK,	 /* the container's network is not in the topology any more */
 
+	/* Refused in an L2 network. */
+	REASON_UNKNOWN_MAC,   /* nobody is known to have the destination MAC */
+	REASON_FLOOD_OFF,     /* for many, and the network does not replicate */
+	REASON_FLOOD_LIMITED, /* too many frames for many from this container or router */
+	REASON_GSO_FRAME,     /* a frame to be segmented that no next hop takes whole, and nothing cuts it */
+
 	REASON_MAX,
 };
 
 #define REASON_SLOTS 128 /* size of the pinned counter map: room to append */
 
 _Static_assert(REASON_MAX <= REASON_SLOTS, "reasons");
+_Static_assert(REASON_REPLICATED < 8, "room in the map traffic");

@@ -34,9 +34,11 @@ struct port_key {
 enum port_flags {
 	PORT_HAS_V4 = 1,
 	PORT_HAS_V6 = 2,
+	PORT_DHCP = 4,	 /* its network lets containers ask for addresses, and give them */
+	PORT_DIRECT = 8, /* no container's veth, but a device of the host: see ENDPOINT_DIRECT */
 };
 
-/* What a container is and may send. */
+/* What a container is and may send. In an L2 network without a gateway the gateways are 0. */
 struct port {
 	__u32 network;
 	__u32 flags;
@@ -55,24 +57,83 @@ struct endpoint_key {
 	union addr addr;
 };
 
+enum endpoint_flags {
+	ENDPOINT_DIRECT = 1, /* a device of the host (a tap, a veth of others): what is for it is sent out of it */
+};
+
 /* A container on this node, by network and address. */
 struct endpoint {
 	__u32 ifindex; /* host end */
 	struct mac mac;
 	__u16 mtu;
+	__u32 flags;
+};
+
+/* A MAC address of an L2 network. */
+struct fdb_key {
+	__u32 scope;
+	struct mac mac;
+	__u8 pad[2];
+};
+
+/* Where it is: at a port of this node, or at another node. Those that follow from addresses of pools are not in the table. */
+struct station {
+	__u32 ifindex; /* host end; 0: at another node */
+	__u32 flags;   /* enum endpoint_flags */
+	__u32 peer;    /* index into the nexthops */
+	__u16 mtu;     /* of the port */
+	__u16 pad;
+	union addr sid; /* End.DT2U of that node */
+};
+
+/* A MAC address that the topology does not know, seen as the source of another node's frame. It outlives generations. */
+struct sighting_key {
+	__u32 network;
+	struct mac mac;
+	__u8 pad[2];
+};
+
+struct sighting {
+	__be64 locator; /* of the node, its first 64 bits */
+	__u32 seen;	/* tick */
+	__u32 pad;
+};
+
+/* Who gets a copy of a frame for many, by network; key: scope. */
+struct group {
+	__u32 locals;  /* places of ports, 0 and up; some may be empty */
+	__u32 remotes; /* places of nodes */
+};
+
+#define MEMBER_REMOTE 0x80000000
+
+struct member_key {
+	__u32 scope;
+	__u32 place; /* for nodes | MEMBER_REMOTE */
+};
+
+struct member {
+	__u32 ifindex;	/* of the port; 0: a node */
+	__u32 peer;	/* of the node: index into the nexthops */
+	union addr sid; /* End.DT2M of the node, or what takes frames at a router */
 };
 
 #define BLOCK_LENGTHS 4 /* distinct block lengths that one network may have in a family */
 
 enum network_flags {
 	NETWORK_LOCAL = 1, /* this node has a block of it */
+	NETWORK_L2 = 2,	   /* an Ethernet segment */
+	NETWORK_FLOOD = 4, /* L2: frames for many are replicated */
 };
 
 /* A network that this node has, or that one of those is peered with; key: scope. */
 struct network {
 	__u32 flags;
-	__u32 line;		   /* of the topology */
-	__u32 traffic;		   /* number of its counters, 1 and up; see the map */
+	__u32 line;	  /* of the topology */
+	__u32 traffic;	  /* number of its counters, 1 and up; see the map */
+	__u32 flood_rate; /* L2: frames for many, of one container, a second */
+	union addr
+		base6; /* L2 without IPv4: the first 96 bits of all addresses in pools; 0: MACs hold IPv4 addresses */
 	__u8 bits4[BLOCK_LENGTHS]; /* lengths of its blocks, longest first, 0 ends; IPv6 bits */
 	__u8 bits6[BLOCK_LENGTHS];
 };
@@ -118,6 +179,7 @@ struct peer {
 	__u32 network;	 /* a router's one network; 0: the outer source tells */
 	union addr sid4; /* a router's SIDs; 0: composed of locator and network */
 	union addr sid6;
+	union addr sid_l2;
 };
 
 #define NEXTHOPS 4097 /* of one slot; index 0 is never used */
@@ -150,6 +212,12 @@ struct timeouts {
 	__u32 other; /* every other protocol */
 };
 
+/* How a frame that is still to be segmented (GSO) goes to another node of Lace. To a router it is always cut. */
+enum l2_gso {
+	L2_GSO_SHIM,	/* whole, behind a GRE header of 4 bytes */
+	L2_GSO_SEGMENT, /* cut first: next header 143 for everything */
+};
+
 /* What holds for the whole node, of one generation; 64-bit values in network order are compared as they stand. */
 struct config {
 	__be64 locator;
@@ -157,11 +225,12 @@ struct config {
 	__be64 locator_block;
 	__be64 locator_block_mask;
 	__u8 locator_bits;
-	__u8 srh; /* encapsulate with a segment routing header */
-	__u8 vrf; /* the gateway's address is on the bridge: hand up what is for it */
-	__u8 pad;
+	__u8 srh;    /* encapsulate with a segment routing header */
+	__u8 vrf;    /* the gateway's address is on the bridge: hand up what is for it */
+	__u8 l2_gso; /* enum l2_gso */
 	struct mac gateway;
-	__u8 pad2[6];
+	__u8 pad[2];
+	__u32 segmenter; /* host interface that cuts GSO frames; 0: there is none */
 	struct timeouts timeouts;
 };
 
@@ -176,7 +245,17 @@ struct refusal_key {
 	__u32 reason;
 };
 
-/* Error answers that a container may still be sent; key: interface index. */
+enum budget_kind {
+	BUDGET_ERRORS,	 /* error answers that a container may still be sent; of: interface index */
+	BUDGET_FLOOD,	 /* frames for many that a container may still send; of: interface index */
+	BUDGET_FLOOD_IN, /* … that a router may still send; of: its number */
+};
+
+struct budget_key {
+	__u32 kind;
+	__u32 of;
+};
+
 struct budget {
 	__s64 tokens; /* below 0 where two processors took the last one at once */
 	__u64 stamp;  /* ns, coarse monotonic clock */
@@ -211,6 +290,8 @@ enum flow_flags {
 	FLOW_PICKED = 4,   /* TCP: first seen in the middle */
 	FLOW_FIN = 8,	   /* TCP: this direction has closed */
 	FLOW_ENDED = 16,   /* TCP: it was let pass before, and is not any more: only a SYN gets through */
+	FLOW_BRIDGED = 32, /* its frames are carried as they are: nothing is routed */
+	FLOW_DIRECT = 64,  /* the local end is a device of the host: ENDPOINT_DIRECT */
 };
 
 /* Where the packets of a flow go, and what is known of it. 104 bytes. */
@@ -232,7 +313,7 @@ struct flow {
 	__u32 ack;	   /* TCP: last acknowledgement */
 	union addr sid;	   /* outer destination, sent or expected */
 	union addr source; /* UNDERLAY: outer source that was last found good */
-	struct mac mac;	   /* of the local container */
+	struct mac mac;	   /* of the local container; BRIDGED: the frames' destination */
 	__u8 pad[6];
 };
 
@@ -291,6 +372,11 @@ struct context {
 	union addr sid;	   /* outer destination, sent or found */
 	union addr back;   /* from the underlay: SID of the way back */
 	struct mac mac;	   /* deliver: of the local container */
+	struct mac to;	   /* L2: the frame's destination … */
+	struct mac from;   /* … source … */
+	__be16 type;	   /* … and EtherType, behind a VLAN tag that the kernel has taken off */
+	__be16 vlan;	   /* L2, deliver: that tag's protocol; 0: none */
+	__u16 vlan_tci;	   /* in host order */
 	__u16 mtu;	   /* deliver: largest packet that the local container takes */
 	__u16 l3_len;	   /* bytes from the IP header on */
 	__u8 v4;
@@ -304,10 +390,17 @@ struct context {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u16 icmp_mtu;
-	__u8 nd;    /* gateway: neighbour discovery */
-	__u8 raw;   /* the packet came in without an Ethernet header */
-	__u8 stage; /* where the packet is */
-	__u8 ended; /* the flow was let pass before, and is not any more */
+	__u8 nd;      /* gateway: neighbour discovery */
+	__u8 raw;     /* the packet came in without an Ethernet header */
+	__u8 stage;   /* where the packet is */
+	__u8 ended;   /* the flow was let pass before, and is not any more */
+	__u8 bridged; /* the frame is carried as it is */
+	__u8 opaque;  /* it belongs to no flow: not IP, tagged, or for many */
+	__u8 direct;  /* deliver: the local end is a device of the host */
+	__u8 shim;    /* from the underlay: behind a GRE header */
+	__u8 many;    /* for many: deliver replicates it */
+	__u8 router;  /* deliver: the far end is a router, which knows no shim */
+	__u8 segment; /* one part of a frame that was cut: it is counted, and written down, already */
 };
 
 enum packet_kind {
@@ -365,15 +458,22 @@ struct quote {
 _Static_assert(sizeof(union addr) == 16, "addr");
 _Static_assert(sizeof(struct port) == 76, "port");
 _Static_assert(sizeof(struct endpoint_key) == 20, "endpoint_key");
-_Static_assert(sizeof(struct network) == 20, "network");
+_Static_assert(sizeof(struct network) == 40, "network");
 _Static_assert(sizeof(struct block_key) == 24, "block_key");
 _Static_assert(sizeof(struct block) == 24, "block");
 _Static_assert(sizeof(struct peering_key) == 24, "peering_key");
 _Static_assert(sizeof(struct peer_key) == 16, "peer_key");
-_Static_assert(sizeof(struct peer) == 40, "peer");
-_Static_assert(sizeof(struct endpoint) == 12, "endpoint");
+_Static_assert(sizeof(struct peer) == 56, "peer");
+_Static_assert(sizeof(struct endpoint) == 16, "endpoint");
 _Static_assert(sizeof(struct nexthop) == 20, "nexthop");
 _Static_assert(sizeof(struct config) == 80, "config");
+_Static_assert(sizeof(struct fdb_key) == 12, "fdb_key");
+_Static_assert(sizeof(struct station) == 32, "station");
+_Static_assert(sizeof(struct sighting_key) == 12, "sighting_key");
+_Static_assert(sizeof(struct sighting) == 16, "sighting");
+_Static_assert(sizeof(struct group) == 8, "group");
+_Static_assert(sizeof(struct member_key) == 8, "member_key");
+_Static_assert(sizeof(struct member) == 24, "member");
 _Static_assert(sizeof(struct flow_key) == 44, "flow_key");
 _Static_assert(sizeof(struct flow) == 104, "flow");
 _Static_assert(sizeof(struct fragment_key) == 44, "fragment_key");

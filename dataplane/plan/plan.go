@@ -16,35 +16,11 @@ import (
 	"github.com/lace-net/lace/topology"
 )
 
-// MAC is an Ethernet address, comparable so that it can be part of a map key.
-type MAC [6]byte
+// MAC is an Ethernet address.
+type MAC = topology.MAC
 
-// GatewayMAC answers for the gateway of every L3 network on every node, so that a container's
-// neighbour entry stays right wherever it runs. Locally administered; its tail spells "lace".
-var GatewayMAC = MAC{0x06, 0x00, 0x6c, 0x61, 0x63, 0x65}
-
-func (m MAC) String() string {
-	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
-}
-
-// MarshalText writes it as String does.
-func (m MAC) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
-
-// UnmarshalText reads what MarshalText writes.
-func (m *MAC) UnmarshalText(text []byte) error {
-	parts := strings.Split(string(text), ":")
-	if len(parts) != len(m) {
-		return fmt.Errorf("%q is no Ethernet address: write %d bytes in hexadecimal with colons between", text, len(m))
-	}
-	for i, part := range parts {
-		b, err := hex.DecodeString(part)
-		if err != nil || len(b) != 1 {
-			return fmt.Errorf("%q is no Ethernet address: %q is no byte of two hexadecimal digits", text, part)
-		}
-		m[i] = b[0]
-	}
-	return nil
-}
+// GatewayMAC is the gateway's, of every network on every node.
+var GatewayMAC = topology.GatewayMAC
 
 // Attachment is one interface of one container, with the addresses it was given.
 type Attachment struct {
@@ -56,12 +32,17 @@ type Attachment struct {
 	V4        netip.Addr         `json:"v4,omitzero"` // invalid where the network has no IPv4
 	V6        netip.Addr         `json:"v6,omitzero"` // … and no IPv6
 	MAC       MAC                `json:"mac"`
-	Sticky    bool               `json:"sticky"` // the addresses stay reserved for the name when the container is removed
+	Sticky    bool               `json:"sticky"`           // the addresses stay reserved for the name when the container is removed
+	Gateway   bool               `json:"gateway"`          // the container's default route leads into this network
+	Device    string             `json:"device,omitempty"` // a device of the host (a tap, a veth of others) that was given by name, in place of a veth made here
 }
 
 // HostIf is the name of the host end of the attachment's veth: "lace" and eleven hexadecimal
-// digits of SHA-256 over container and interface, so that attaching twice meets itself.
+// digits of SHA-256 over container and interface, so that attaching twice meets itself. It is that of the device where one was given.
 func (a Attachment) HostIf() string {
+	if a.Device != "" {
+		return a.Device
+	}
 	sum := sha256.Sum256([]byte(a.Container + "\x00" + a.IfName))
 	return "lace" + hex.EncodeToString(sum[:6])[:11]
 }
@@ -96,7 +77,7 @@ func (l *Lengths) UnmarshalJSON(text []byte) error {
 }
 
 // Plan is what a node should hold. Everything is sorted: networks by id, peers by index, blocks by
-// network (own ones and foreign ones by id) and prefix, ports by host interface.
+// network (own ones and foreign ones by id) and prefix, stations and members by network and peer, ports by host interface.
 type Plan struct {
 	Node          string                 `json:"node"`
 	Hash          topology.Hash          `json:"topology"`
@@ -105,28 +86,38 @@ type Plan struct {
 	Underlay      netip.Addr             `json:"underlay"`     // this node's own underlay address
 	Via           netip.Addr             `json:"via,omitzero"` // router for peers that are not on-link; invalid: the kernel's route
 	Encapsulation topology.Encapsulation `json:"encapsulation"`
+	L2GSO         topology.L2GSO         `json:"l2Gso"`
 	Uplinks       []string               `json:"uplinks,omitempty"` // named ones; empty: the interfaces with a default route
 	Networks      []Network              `json:"networks,omitempty"`
 	Peers         []Peer                 `json:"peers,omitempty"`
 	Foreign       []Foreign              `json:"foreign,omitempty"`
 	Blocks        []Block                `json:"blocks,omitempty"`
 	Peerings      []Peering              `json:"peerings,omitempty"`
+	Stations      []Station              `json:"stations,omitempty"`
+	Members       []Member               `json:"members,omitempty"`
 	Conntrack     topology.Conntrack     `json:"conntrack"`
 	Ports         []Port                 `json:"ports,omitempty"`
 }
 
 // Network is a network's place on this node.
 type Network struct {
-	Name       string             `json:"name"`
-	ID         topology.NetworkID `json:"id"`
-	VRF        string             `json:"vrf"`                  // "lacev<id>"
-	Table      uint32             `json:"table"`                // 0x4c000000 + id
-	Bridge     string             `json:"bridge"`               // "laceb<id>"
-	Gateways   []netip.Prefix     `json:"gateways"`             // first address of this node's blocks, with the block's length
-	SID        topology.SID       `json:"sid,omitzero"`         // where other nodes send this network's packets
-	BlockBits4 Lengths            `json:"blockBits4,omitempty"` // distinct lengths of the network's IPv4 blocks, longest first
-	BlockBits6 Lengths            `json:"blockBits6,omitempty"` // … and of its IPv6 blocks
-	Line       int                `json:"line"`                 // of the topology
+	Name       string               `json:"name"`
+	ID         topology.NetworkID   `json:"id"`
+	Type       topology.NetworkType `json:"type"`
+	VRF        string               `json:"vrf"`                  // "lacev<id>"
+	Table      uint32               `json:"table"`                // 0x4c000000 + id
+	Bridge     string               `json:"bridge"`               // "laceb<id>"
+	Gateways   []netip.Prefix       `json:"gateways"`             // L3: first address of this node's blocks, with the block's length
+	SID        topology.SID         `json:"sid,omitzero"`         // where other nodes send this network's packets
+	SID2U      topology.SID         `json:"sid2u,omitzero"`       // L2: … and its frames
+	SID2M      topology.SID         `json:"sid2m,omitzero"`       // L2: … and its frames for many
+	Overhead   int                  `json:"overhead"`             // bytes that an IP packet of a container grows by on the underlay
+	Flood      bool                 `json:"flood,omitempty"`      // L2: frames for many are replicated
+	FloodRate  int                  `json:"floodRate,omitempty"`  // L2: … so many of one container a second
+	Base6      netip.Prefix         `json:"base6,omitzero"`       // L2 without IPv4: a /96 that all pools lie in; a MAC holds the last 32 bits of an address
+	BlockBits4 Lengths              `json:"blockBits4,omitempty"` // distinct lengths of the network's IPv4 blocks, longest first
+	BlockBits6 Lengths              `json:"blockBits6,omitempty"` // … and of its IPv6 blocks
+	Line       int                  `json:"line"`                 // of the topology
 }
 
 // Foreign is a network in which this node has no block, but which one of its own networks is peered with, in either direction.
@@ -155,6 +146,24 @@ type Peer struct {
 	Locator  topology.Locator   `json:"locator"`
 	Underlay netip.Addr         `json:"underlay"`
 	Network  topology.NetworkID `json:"network,omitzero"` // the one network of a router; 0: told by the outer source
+	SIDL2    topology.SID       `json:"sidL2,omitzero"`   // where a router of an L2 network takes frames
+}
+
+// Station is a MAC address at another node that the topology declares. Those of pools follow from their addresses and are not here.
+type Station struct {
+	Network topology.NetworkID `json:"network"`
+	Name    string             `json:"name"` // of the endpoint
+	MAC     MAC                `json:"mac"`
+	Peer    uint32             `json:"peer"`
+	SID     topology.SID       `json:"sid"` // where frames for it are sent: End.DT2U
+	Line    int                `json:"line"`
+}
+
+// Member is another node that has an L2 network which replicates: it gets a copy of each frame for many.
+type Member struct {
+	Network topology.NetworkID `json:"network"`
+	Peer    uint32             `json:"peer"`
+	SID     topology.SID       `json:"sid"` // End.DT2M; what takes frames at a router
 }
 
 // Block says who owns a block of addresses.
@@ -169,10 +178,15 @@ type Block struct {
 // Port is an attachment with all that the data plane knows of its network.
 type Port struct {
 	Attachment
-	HostIf   string     `json:"hostIf"`
-	Bridge   string     `json:"bridge"`
-	VRF      string     `json:"vrf"`
-	Gateway4 netip.Addr `json:"gateway4,omitzero"`
-	Gateway6 netip.Addr `json:"gateway6,omitzero"`
-	Source   netip.Addr `json:"source"` // outer source of its packets
+	HostIf   string               `json:"hostIf"`
+	Bridge   string               `json:"bridge"`
+	VRF      string               `json:"vrf"`
+	Type     topology.NetworkType `json:"type"`
+	Gateway4 netip.Addr           `json:"gateway4,omitzero"`
+	Gateway6 netip.Addr           `json:"gateway6,omitzero"`
+	Source   netip.Addr           `json:"source"`           // outer source of its packets
+	Overhead int                  `json:"overhead"`         // as in Network
+	DHCP     bool                 `json:"dhcp,omitempty"`   // it may ask for addresses, and give them
+	Prefixes []netip.Prefix       `json:"prefixes"`         // its addresses as they stand on the interface: alone (L3), or with the length of the subnet (L2)
+	Routes   []netip.Prefix       `json:"routes,omitempty"` // what leads to the gateway: everything, or only the network itself where another one has the default route
 }
