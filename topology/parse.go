@@ -121,7 +121,7 @@ func (b *builder) build(raw *rawFile) {
 	if raw.Version != nil && *raw.Version != 1 {
 		b.fail("version", "write version = 1", "version %d is not known", *raw.Version)
 	}
-	b.topology.Underlay = Underlay{raw.Underlay.LocatorBlock.Prefix, raw.Underlay.Encapsulation}
+	b.topology.Underlay = Underlay{LocatorBlock: raw.Underlay.LocatorBlock.Prefix, Encapsulation: raw.Underlay.Encapsulation}
 	b.limit("node", len(raw.Nodes), MaxNodes, "nodes")
 	b.limit("network", len(raw.Networks), MaxNetworks, "networks")
 	if raw.Nodes != nil && len(raw.Nodes) == 0 {
