@@ -27,6 +27,8 @@ type Flow struct {
 	Reply      bool          // against the direction in which it was opened
 	Underlay   bool          // comes in from another node
 	Picked     bool          // TCP: first seen in the middle
+	Bridged    bool          // its frames are carried as they are: both ends are in one L2 network
+	Direct     bool          // it goes to a device of the host, not to a container's veth
 	Age        time.Duration // since the first packet, to about a second
 	Idle       time.Duration // since the last one that counts
 	Packets    uint64
@@ -162,6 +164,7 @@ func flowOf(k bpf.LaceFlowKey, v bpf.LaceFlow, now uint32) Flow {
 		Network: k.Network, To: v.Network, Protocol: k.Protocol, State: bpf.LaceFlowState(v.State),
 		Src: netip.AddrPortFrom(unmapped(k.Src.U8), hostPort(k.Sport)), Dst: netip.AddrPortFrom(unmapped(k.Dst.U8), hostPort(k.Dport)),
 		Reply: flagged(v, bpf.LaceFlowFlagsFLOW_REPLY), Underlay: flagged(v, bpf.LaceFlowFlagsFLOW_UNDERLAY), Picked: flagged(v, bpf.LaceFlowFlagsFLOW_PICKED),
+		Bridged: flagged(v, bpf.LaceFlowFlagsFLOW_BRIDGED), Direct: flagged(v, bpf.LaceFlowFlagsFLOW_DIRECT),
 		Age: sinceTick(v.Since, now), Idle: sinceTick(v.Seen, now), Packets: v.Packets, Bytes: v.Bytes,
 		Ifindex: v.Ifindex, Peer: v.Peer, Line: v.Line, Generation: v.Generation, key: k, back: partner(k, v.Network),
 	}

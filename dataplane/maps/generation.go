@@ -65,10 +65,11 @@ type Synced struct {
 	Switched   bool   // a new generation was written: the configuration is another one
 }
 
-// Sync makes the tables hold the plan. devices has the ports' interfaces by their host name; a port without one is left out.
+// Sync makes the tables hold the plan. devices has the ports' interfaces by their host name, and Segmenter's; a port without
+// one is left out.
 //
-// Where networks, blocks, peerings, peers and what holds for the node are as the plan says, ports, endpoints and nexthops
-// are changed in place. Else the whole is written to the slot that is not in use and becomes active with one write, so that
+// Where networks, blocks, peerings, peers, stations and members at other nodes and what holds for the node are as the plan
+// says, ports, what leads to them, and nexthops are changed in place. Else the whole is written to the slot that is not in use and becomes active with one write, so that
 // no packet sees a part of it; when anything does not fit, what is active stays as it was. Rows of the slot that is not in
 // use, which this or a killed agent left, are removed. vrf: the gateways' addresses are on bridges in VRFs.
 func (m *Maps) Sync(p *plan.Plan, vrf bool, devices map[string]Device, hops []Nexthop) (Synced, error) {
@@ -81,7 +82,7 @@ func (m *Maps) Sync(p *plan.Plan, vrf bool, devices map[string]Device, hops []Ne
 		return Synced{Generation: g}, err
 	}
 	now, other := SlotOf(g), SlotOf(g^1)
-	w := wanted{plan: p, vrf: vrf, devices: devices, nexthops: hops}
+	w := wanted{plan: p, vrf: vrf, devices: devices, nexthops: hops, places: placesOf(have[now].members)}
 	if err := w.number(have[now].networks, m.numbers()); err != nil {
 		return Synced{Generation: g}, err
 	}
@@ -100,12 +101,21 @@ func (m *Maps) Sync(p *plan.Plan, vrf bool, devices map[string]Device, hops []Ne
 	return Synced{Changes: done, Generation: next, Switched: true}, m.clear(now, have[now])
 }
 
-// changeInPlace brings the active slot's ports, endpoints and nexthops to what is wanted. Where packets for a container go
-// comes before what it may send.
+// changeInPlace brings the active slot's ports, what leads to them, and nexthops to what is wanted.
 func (m *Maps) changeInPlace(s Slot, have, want *rows, hops []Nexthop) (Changes, error) {
-	endpoints, err := m.Endpoints.change(have.endpoints, want.endpoints)
-	ports, err2 := m.Ports.change(have.ports, want.ports)
-	return endpoints.Add(ports), errors.Join(err, err2, m.writeNexthops(s, hops))
+	done, err := m.changePorts(have, want)
+	return done, errors.Join(err, m.writeNexthops(s, hops))
+}
+
+// changePorts writes the tables of containers. Where packets for one go comes before what it may send.
+func (m *Maps) changePorts(have, want *rows) (Changes, error) {
+	return sum(
+		func() (Changes, error) { return m.Endpoints.change(have.endpoints, want.endpoints) },
+		func() (Changes, error) { return m.FDB.change(have.stations, want.stations) },
+		func() (Changes, error) { return m.Members.change(have.members, want.members) },
+		func() (Changes, error) { return m.Groups.change(have.groups, want.groups) },
+		func() (Changes, error) { return m.Ports.change(have.ports, want.ports) },
+	)
 }
 
 // prepare writes a whole generation to a slot that is not in use.
@@ -130,19 +140,22 @@ func (m *Maps) prepare(s Slot, have *rows, w *wanted) (Changes, error) {
 
 // change writes all tables of rows, but for the arrays.
 func (m *Maps) change(have, want *rows) (Changes, error) {
-	var sum Changes
-	var errs []error
-	add := func(c Changes, err error) {
-		sum = sum.Add(c)
-		errs = append(errs, err)
+	return sum(
+		func() (Changes, error) { return m.Peers.change(have.peers, want.peers) },
+		func() (Changes, error) { return m.Networks.change(have.networks, want.networks) },
+		func() (Changes, error) { return m.Blocks.change(have.blocks, want.blocks) },
+		func() (Changes, error) { return m.Peerings.change(have.peerings, want.peerings) },
+		func() (Changes, error) { return m.changePorts(have, want) },
+	)
+}
+
+// sum does all steps, whatever fails, and adds up what they did.
+func sum(steps ...func() (Changes, error)) (done Changes, err error) {
+	for _, step := range steps {
+		c, failed := step()
+		done, err = done.Add(c), errors.Join(err, failed)
 	}
-	add(m.Peers.change(have.peers, want.peers))
-	add(m.Networks.change(have.networks, want.networks))
-	add(m.Blocks.change(have.blocks, want.blocks))
-	add(m.Peerings.change(have.peerings, want.peerings))
-	add(m.Endpoints.change(have.endpoints, want.endpoints))
-	add(m.Ports.change(have.ports, want.ports))
-	return sum, errors.Join(errs...)
+	return done, err
 }
 
 // clear gives the memory of a slot back that is in use no more.

@@ -17,7 +17,7 @@ import (
 
 // Names of the maps that outlive the agent, pinned. The others are scratch of the programs.
 var Pinned = []string{
-	"generation", "node_config", "heartbeat", "ports", "endpoints", "networks", "blocks", "peerings", "peers", "nexthops",
+	"generation", "node_config", "heartbeat", "ports", "endpoints", "fdb", "groups", "members", "learned", "networks", "blocks", "peerings", "peers", "nexthops",
 	"flows", "fragments", "traffic", "refusals", "counters", "budgets", "events",
 }
 
@@ -26,6 +26,9 @@ var Pinned = []string{
 type Maps struct {
 	Ports     Table[bpf.LacePortKey, bpf.LacePort]
 	Endpoints Table[bpf.LaceEndpointKey, bpf.LaceEndpoint]
+	FDB       Table[bpf.LaceFdbKey, bpf.LaceStation]
+	Groups    Table[uint32, bpf.LaceGroup] // by scope
+	Members   Table[bpf.LaceMemberKey, bpf.LaceMember]
 	Networks  Table[uint32, bpf.LaceNetwork] // by scope
 	Blocks    Table[bpf.LaceBlockKey, bpf.LaceBlock]
 	Peerings  Table[bpf.LacePeeringKey, bpf.LacePeering]
@@ -35,6 +38,7 @@ type Maps struct {
 	config     *ebpf.Map
 	heartbeat  *ebpf.Map
 	nexthops   Table[uint32, bpf.LaceNexthop]
+	learned    *ebpf.Map
 	flows      *ebpf.Map // the outer one
 	traffic    *ebpf.Map
 	refusals   *ebpf.Map
@@ -53,6 +57,9 @@ func New(m map[string]*ebpf.Map) (*Maps, error) {
 	return &Maps{
 		Ports:      Table[bpf.LacePortKey, bpf.LacePort]{"ports", m["ports"]},
 		Endpoints:  Table[bpf.LaceEndpointKey, bpf.LaceEndpoint]{"endpoints", m["endpoints"]},
+		FDB:        Table[bpf.LaceFdbKey, bpf.LaceStation]{"fdb", m["fdb"]},
+		Groups:     Table[uint32, bpf.LaceGroup]{"groups", m["groups"]},
+		Members:    Table[bpf.LaceMemberKey, bpf.LaceMember]{"members", m["members"]},
 		Networks:   Table[uint32, bpf.LaceNetwork]{"networks", m["networks"]},
 		Blocks:     Table[bpf.LaceBlockKey, bpf.LaceBlock]{"blocks", m["blocks"]},
 		Peerings:   Table[bpf.LacePeeringKey, bpf.LacePeering]{"peerings", m["peerings"]},
@@ -61,6 +68,7 @@ func New(m map[string]*ebpf.Map) (*Maps, error) {
 		config:     m["node_config"],
 		heartbeat:  m["heartbeat"],
 		nexthops:   Table[uint32, bpf.LaceNexthop]{"nexthops", m["nexthops"]},
+		learned:    m["learned"],
 		flows:      m["flows"],
 		traffic:    m["traffic"],
 		refusals:   m["refusals"],

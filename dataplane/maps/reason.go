@@ -19,6 +19,8 @@ var reasons = []struct{ name, help string }{
 	bpf.LaceReasonREASON_LOCAL:                {"local", "went from container to container on this node"},
 	bpf.LaceReasonREASON_GATEWAY_ANSWERED:     {"gateway_answered", "ARP, ND or echo for the gateway, answered by the program"},
 	bpf.LaceReasonREASON_GATEWAY_PASSED:       {"gateway_passed", "ARP, ND or ICMP for the gateway, handed to its VRF"},
+	bpf.LaceReasonREASON_NEIGHBOUR_ANSWERED:   {"neighbour_answered", "ARP or ND about a container, answered by the program"},
+	bpf.LaceReasonREASON_REPLICATED:           {"replicated", "a frame for many, copied to all who are in the L2 network"},
 	bpf.LaceReasonREASON_HOP_LIMIT:            {"hop_limit", "the hop limit ran out; the sender was told"},
 	bpf.LaceReasonREASON_TOO_BIG:              {"too_big", "larger than the path takes; the sender was told"},
 	bpf.LaceReasonREASON_NO_ROUTE:             {"no_route", "no block of the network, or of one that it may open flows to, holds the destination; the sender was told"},
@@ -57,6 +59,10 @@ var reasons = []struct{ name, help string }{
 	bpf.LaceReasonREASON_FRAGMENT_UNKNOWN:     {"fragment_unknown", "a later fragment of a packet whose first was not seen"},
 	bpf.LaceReasonREASON_FRAGMENT_TINY:        {"fragment_tiny", "a fragment that cuts the transport header (RFC 1858)"},
 	bpf.LaceReasonREASON_NO_NETWORK:           {"no_network", "the tables know a container but not its network"},
+	bpf.LaceReasonREASON_UNKNOWN_MAC:          {"unknown_mac", "nobody in the L2 network is known to have the destination MAC"},
+	bpf.LaceReasonREASON_FLOOD_OFF:            {"flood_off", "a frame for many in an L2 network that does not replicate"},
+	bpf.LaceReasonREASON_FLOOD_LIMITED:        {"flood_limited", "too many frames for many from this container or router"},
+	bpf.LaceReasonREASON_GSO_FRAME:            {"gso_frame", "a frame to be segmented that no next hop takes whole, and nothing cuts it"},
 }
 
 // ReasonName is the word for a reason: "no_route".
@@ -76,7 +82,7 @@ func ReasonHelp(r Reason) string {
 }
 
 // IsRefusal tells reasons that end a packet from those that send it on.
-func IsRefusal(r Reason) bool { return r > bpf.LaceReasonREASON_GATEWAY_PASSED }
+func IsRefusal(r Reason) bool { return r > bpf.LaceReasonREASON_REPLICATED }
 
 // KnownReason says whether there is a reason of that word.
 func KnownReason(name string) bool {

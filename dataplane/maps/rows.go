@@ -6,11 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 
 	"github.com/lace-net/lace/bpf"
 	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/topology"
 )
+
+// Segmenter is the name under which Sync finds the interface that cuts GSO frames among its devices. It has no port.
+const Segmenter = "laces0"
 
 // Device is the kernel's side of a port.
 type Device struct {
@@ -46,6 +50,14 @@ func (m *Maps) PutPort(p plan.Port, dev Device) error {
 			return err
 		}
 	}
+	for k, v := range stationOf(p, dev, s) {
+		if err := m.FDB.Put(k, v); err != nil {
+			return err
+		}
+	}
+	if err := m.putMember(p, dev, s); err != nil {
+		return err
+	}
 	return m.Ports.Put(bpf.LacePortKey{Ifindex: dev.Index, Slot: uint32(s)}, portRow(p, network.Traffic, dev))
 }
 
@@ -60,7 +72,11 @@ func (m *Maps) DeletePort(p plan.Port, index uint32) error {
 	for k := range endpointRows(p, Device{}, s) {
 		errs = append(errs, m.Endpoints.Delete(k))
 	}
+	for k := range stationOf(p, Device{}, s) {
+		errs = append(errs, m.FDB.Delete(k))
+	}
 	if index != 0 {
+		errs = append(errs, m.deleteMember(p.NetworkID, index, s))
 		errs = append(errs, m.Ports.Delete(bpf.LacePortKey{Ifindex: index, Slot: uint32(s)}))
 	}
 	return errors.Join(errs...)
@@ -75,17 +91,24 @@ type rows struct {
 	peers     map[bpf.LacePeerKey]bpf.LacePeer
 	ports     map[bpf.LacePortKey]bpf.LacePort
 	endpoints map[bpf.LaceEndpointKey]bpf.LaceEndpoint
+	stations  stationRows
+	groups    map[uint32]bpf.LaceGroup
+	members   memberRows
+}
+
+// count is how many rows there are, but for those of arrays.
+func (r *rows) count() int {
+	return len(r.networks) + len(r.blocks) + len(r.peerings) + len(r.peers) + len(r.ports) + len(r.endpoints) +
+		len(r.stations) + len(r.groups) + len(r.members)
 }
 
 // empty says whether a slot takes no memory: that of arrays is there whether they are used or not.
-func (r *rows) empty() bool {
-	return len(r.networks)+len(r.blocks)+len(r.peerings)+len(r.peers)+len(r.ports)+len(r.endpoints) == 0
-}
+func (r *rows) empty() bool { return r.count() == 0 }
 
 // sameConfig says whether what is there and what is wanted differ in containers at most.
 func (r *rows) sameConfig(o *rows) bool {
 	return r.config == o.config && maps.Equal(r.networks, o.networks) && maps.Equal(r.blocks, o.blocks) &&
-		maps.Equal(r.peerings, o.peerings) && maps.Equal(r.peers, o.peers)
+		maps.Equal(r.peerings, o.peerings) && maps.Equal(r.peers, o.peers) && sameStations(r.stations, o.stations) && sameGroups(r, o)
 }
 
 // read reads both slots.
@@ -96,13 +119,16 @@ func (m *Maps) read() ([2]*rows, error) {
 	peers, err4 := split(m.Peers, func(k bpf.LacePeerKey) Slot { return Slot(k.Slot) })
 	ports, err5 := split(m.Ports, func(k bpf.LacePortKey) Slot { return Slot(k.Slot) })
 	endpoints, err6 := split(m.Endpoints, func(k bpf.LaceEndpointKey) Slot { return slotOfScope(k.Scope) })
-	errs := []error{err, err2, err3, err4, err5, err6}
+	stations, err7 := split(m.FDB, func(k bpf.LaceFdbKey) Slot { return slotOfScope(k.Scope) })
+	groups, err8 := split(m.Groups, slotOfScope)
+	members, err9 := split(m.Members, func(k bpf.LaceMemberKey) Slot { return slotOfScope(k.Scope) })
+	errs := []error{err, err2, err3, err4, err5, err6, err7, err8, err9}
 	slots := [2]*rows{}
 	for i := range slots {
 		s := Slot(i)
 		config, err := m.readConfig(s)
 		errs = append(errs, err)
-		slots[s] = &rows{config, networks[s], blocks[s], peerings[s], peers[s], ports[s], endpoints[s]}
+		slots[s] = &rows{config, networks[s], blocks[s], peerings[s], peers[s], ports[s], endpoints[s], stations[s], groups[s], members[s]}
 	}
 	return slots, errors.Join(errs...)
 }
@@ -133,14 +159,17 @@ type wanted struct {
 	nexthops []Nexthop
 	numbers  map[topology.NetworkID]uint32 // of the networks' counters
 	fresh    []uint32                      // those among them that have to begin at zero
+	places   map[member]uint32             // that ports have among those that get copies
 }
 
 func (w *wanted) rows(s Slot) *rows {
 	r := &rows{
-		config: configRow(w.plan, w.vrf), networks: w.networkRows(s), blocks: blockRows(w.plan, s),
+		config: w.configRow(), networks: w.networkRows(s), blocks: blockRows(w.plan, s),
 		peerings: peeringRows(w.plan, s), peers: peerRows(w.plan, s),
 		ports: map[bpf.LacePortKey]bpf.LacePort{}, endpoints: map[bpf.LaceEndpointKey]bpf.LaceEndpoint{},
+		stations: w.stationRows(s),
 	}
+	r.groups, r.members = w.groupRows(s)
 	for _, port := range w.plan.Ports {
 		dev, ok := w.devices[port.HostIf]
 		if !ok {
@@ -148,19 +177,25 @@ func (w *wanted) rows(s Slot) *rows {
 		}
 		r.ports[bpf.LacePortKey{Ifindex: dev.Index, Slot: uint32(s)}] = portRow(port, w.numbers[port.NetworkID], dev)
 		maps.Copy(r.endpoints, endpointRows(port, dev, s))
+		maps.Copy(r.stations, stationOf(port, dev, s))
 	}
+	w.join(r, s)
 	return r
 }
 
-func configRow(p *plan.Plan, vrf bool) bpf.LaceConfig {
-	c := bpf.LaceConfig{LocatorBits: uint8(p.Locator.Bits()), Timeouts: timeoutsRow(p.Conntrack)}
+func (w *wanted) configRow() bpf.LaceConfig {
+	p := w.plan
+	c := bpf.LaceConfig{LocatorBits: uint8(p.Locator.Bits()), Timeouts: timeoutsRow(p.Conntrack), Segmenter: w.devices[Segmenter].Index}
 	c.Locator, c.LocatorMask = firstHalf(p.Locator.Prefix)
 	c.LocatorBlock, c.LocatorBlockMask = firstHalf(p.LocatorBlock)
 	if p.Encapsulation.Overhead() > 40 {
 		c.Srh = 1
 	}
-	if vrf {
+	if w.vrf {
 		c.Vrf = 1
+	}
+	if p.L2GSO == topology.Segment {
+		c.L2Gso = uint8(bpf.LaceL2GsoL2GSO_SEGMENT)
 	}
 	c.Gateway.U8 = plan.GatewayMAC
 	return c
@@ -189,21 +224,25 @@ func portRow(p plan.Port, traffic uint32, dev Device) bpf.LacePort {
 	if p.V6.IsValid() {
 		row.Flags |= uint32(bpf.LacePortFlagsPORT_HAS_V6)
 	}
+	if p.DHCP {
+		row.Flags |= uint32(bpf.LacePortFlagsPORT_DHCP)
+	}
+	if p.Device != "" {
+		row.Flags |= uint32(bpf.LacePortFlagsPORT_DIRECT)
+	}
 	return row
 }
 
 func endpointRows(p plan.Port, dev Device, s Slot) map[bpf.LaceEndpointKey]bpf.LaceEndpoint {
 	rows := map[bpf.LaceEndpointKey]bpf.LaceEndpoint{}
-	row := bpf.LaceEndpoint{Ifindex: dev.Index, Mtu: dev.MTU}
+	row := bpf.LaceEndpoint{Ifindex: dev.Index, Mtu: dev.MTU, Flags: endpointFlags(p)}
 	row.Mac.U8 = p.MAC
-	if p.V4.IsValid() {
+	for _, a := range []netip.Addr{p.V4, p.V6} {
+		if !a.IsValid() {
+			continue
+		}
 		k := bpf.LaceEndpointKey{Scope: Scope(p.NetworkID, s)}
-		k.Addr.U8 = addr(p.V4).U8
-		rows[k] = row
-	}
-	if p.V6.IsValid() {
-		k := bpf.LaceEndpointKey{Scope: Scope(p.NetworkID, s)}
-		k.Addr.U8 = addr(p.V6).U8
+		k.Addr.U8 = addr(a).U8
 		rows[k] = row
 	}
 	return rows
@@ -215,12 +254,27 @@ func (w *wanted) networkRows(s Slot) map[uint32]bpf.LaceNetwork {
 	for _, n := range w.plan.Networks {
 		row := networkRow(n.Line, n.BlockBits4, n.BlockBits6, w.numbers[n.ID])
 		row.Flags = uint32(bpf.LaceNetworkFlagsNETWORK_LOCAL)
+		if n.Type == topology.L2 {
+			segment(&row, n)
+		}
 		rows[Scope(n.ID, s)] = row
 	}
 	for _, n := range w.plan.Foreign {
 		rows[Scope(n.ID, s)] = networkRow(n.Line, n.BlockBits4, n.BlockBits6, w.numbers[n.ID])
 	}
 	return rows
+}
+
+// segment adds what an Ethernet segment has beside addresses.
+func segment(row *bpf.LaceNetwork, n plan.Network) {
+	row.Flags |= uint32(bpf.LaceNetworkFlagsNETWORK_L2)
+	if n.Flood {
+		row.Flags |= uint32(bpf.LaceNetworkFlagsNETWORK_FLOOD)
+		row.FloodRate = uint32(n.FloodRate)
+	}
+	if n.Base6.IsValid() {
+		row.Base6.U8 = addr(n.Base6.Masked().Addr()).U8
+	}
 }
 
 func networkRow(line int, bits4, bits6 plan.Lengths, traffic uint32) bpf.LaceNetwork {
@@ -240,6 +294,7 @@ func peerRows(p *plan.Plan, s Slot) map[bpf.LacePeerKey]bpf.LacePeer {
 		if peer.Network != 0 {
 			row.Sid4.U8, row.Sid6.U8 = routerSIDs(p, peer.Index)
 		}
+		row.SidL2.U8 = addr(peer.SIDL2.Addr).U8
 		rows[bpf.LacePeerKey{Locator: locator, Slot: uint32(s)}] = row
 	}
 	return rows
