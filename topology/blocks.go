@@ -3,10 +3,12 @@
 package topology
 
 import (
+	"cmp"
 	"encoding/binary"
 	"math"
 	"math/bits"
 	"net/netip"
+	"slices"
 )
 
 // Family is a version of IP.
@@ -32,11 +34,28 @@ func (f Family) key() string {
 	return "v4"
 }
 
-func familyOf(p netip.Prefix) Family {
-	if p.Addr().Is4() {
+func familyOf(p netip.Prefix) Family { return familyOfAddr(p.Addr()) }
+
+func familyOfAddr(a netip.Addr) Family {
+	if a.Is4() {
 		return V4
 	}
 	return V6
+}
+
+func (f Family) bits() int {
+	if f == V6 {
+		return 128
+	}
+	return 32
+}
+
+// choose is the one of two that belongs to the family.
+func (f Family) choose(v4, v6 netip.Addr) netip.Addr {
+	if f == V6 {
+		return v6
+	}
+	return v4
 }
 
 func (f Family) of(b Block) netip.Prefix {
@@ -44,6 +63,14 @@ func (f Family) of(b Block) netip.Prefix {
 		return b.V6
 	}
 	return b.V4
+}
+
+// words are the block's or the pool's.
+func (n *Network) words() *words {
+	if n.Type == L2 {
+		return &poolWords
+	}
+	return &blockWords
 }
 
 // blockBits is the length of a counted block.
@@ -105,6 +132,28 @@ func (n *Network) numbers(p netip.Prefix) (first, last uint64, ok bool) {
 	}
 	return 0, 0, false
 }
+
+// blockOwner is the node whose block an address is in.
+func (n *Network) blockOwner(a netip.Addr) (node string, ok bool) {
+	f := familyOfAddr(a)
+	for name, given := range n.given {
+		if f.of(given).Contains(a) {
+			return name, true
+		}
+	}
+	number, _, inside := n.numbers(netip.PrefixFrom(a, a.BitLen()))
+	at, known := slices.BinarySearchFunc(n.byNumber, number, byNumber)
+	if !inside || !known || n.blockBits(f) == 0 {
+		return "", false
+	}
+	owner := n.byNumber[at]
+	if !owner.owns(n) || f.of(n.given[owner.Name]).IsValid() {
+		return "", false
+	}
+	return owner.Name, true
+}
+
+func byNumber(n *Node, number uint64) int { return cmp.Compare(n.Number, number) }
 
 // within says whether inner lies in outer as a whole.
 func within(inner, outer netip.Prefix) bool {

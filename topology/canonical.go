@@ -13,13 +13,16 @@ import (
 // that they join: the pairs are what they mean, whether names or labels say it.
 func (t *Topology) Canonical() string {
 	var w strings.Builder
-	fmt.Fprintf(&w, "version = 1\n\n[underlay]\nlocator-block = %q\nencapsulation = %q\n",
-		t.Underlay.LocatorBlock, t.Underlay.Encapsulation)
+	fmt.Fprintf(&w, "version = 1\n\n[underlay]\nlocator-block = %q\nencapsulation = %q\nl2-gso = %q\n",
+		t.Underlay.LocatorBlock, t.Underlay.Encapsulation, t.Underlay.L2GSO)
 	for _, n := range t.Nodes {
 		n.canonical(&w)
 	}
 	for _, n := range t.Networks {
 		n.canonical(&w)
+	}
+	for _, e := range t.Endpoints {
+		e.canonical(&w)
 	}
 	for _, p := range t.Peerings {
 		fmt.Fprintf(&w, "\n[[peering]]\nfrom = %q\nto = %q\n", p.From, p.To)
@@ -31,7 +34,12 @@ func (t *Topology) Canonical() string {
 func (n *Node) canonical(w *strings.Builder) {
 	fmt.Fprintf(w, "\n[%s]\nkind = %q\nunderlay = %q\nlocator = %q\n", nodeKey(n.Name), n.Kind, n.Underlay, n.Locator)
 	if n.Kind == KindRouter {
-		fmt.Fprintf(w, "network = %q\nsid = { v4 = %q, v6 = %q }\n", n.Network, n.SID4, n.SID6)
+		fmt.Fprintf(w, "network = %q\n", n.Network)
+		for _, sid := range n.sids() {
+			if sid.IsValid() {
+				fmt.Fprintf(w, "sid.%s = %q\n", sid.key, sid)
+			}
+		}
 	}
 	if len(n.Uplinks) > 0 {
 		fmt.Fprintf(w, "uplinks = %s\n", quoted(n.Uplinks))
@@ -65,11 +73,15 @@ func assign(key, value string) string {
 }
 
 func (n *Network) canonical(w *strings.Builder) {
+	words := n.words()
 	fmt.Fprintf(w, "\n[%s]\ntype = %q\nid = %d\nsubnets = %s\n", networkKey(n.Name), n.Type, n.ID, quoted(n.Subnets))
 	for _, f := range []Family{V4, V6} {
 		if bits := n.blockBits(f); bits != 0 {
-			fmt.Fprintf(w, "block-size.%s = %d\n", f.key(), bits)
+			fmt.Fprintf(w, "%s.%s = %d\n", words.size, f.key(), bits)
 		}
+	}
+	if n.Type == L2 {
+		n.canonicalSegment(w)
 	}
 	canonicalLabels(w, n.Labels)
 	for _, name := range sortedKeys(n.given) {
@@ -80,7 +92,7 @@ func (n *Network) canonical(w *strings.Builder) {
 				blocks = append(blocks, p.String())
 			}
 		}
-		fmt.Fprintf(w, "%s = %s\n", joinKey("blocks", name), quoted(blocks))
+		fmt.Fprintf(w, "%s = %s\n", joinKey(words.given, name), quoted(blocks))
 	}
 }
 

@@ -5,6 +5,7 @@ package topology
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 )
@@ -54,4 +55,37 @@ func (es Errors) Sorted() Errors {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Key, b.Key))
 	})
 	return es
+}
+
+// complaints reports what is wrong with one kind of table up to a bound: one slip shows many times.
+type complaints struct {
+	*builder
+	of    string // key of the tables
+	wrong int
+}
+
+const maxComplaints = 100
+
+// complain reports what is wrong, up to the bound; tellRest counts what is above it.
+func (c *complaints) complain(key, fix, format string, args ...any) {
+	if c.wrong++; c.wrong <= maxComplaints {
+		c.fail(key, fix, format, args...)
+	}
+}
+
+func (c *complaints) full() bool { return c.wrong >= maxComplaints }
+
+// unknownName says which of the names may have been meant: finding the nearest costs, and is left out where it is not shown.
+func (c *complaints) unknownName(key, what, name string, names iter.Seq[string]) {
+	fix := ""
+	if !c.full() {
+		fix = among(name, slices.Sorted(names), what)
+	}
+	c.complain(key, fix, "%s", unknown(what, name))
+}
+
+func (c *complaints) tellRest() {
+	if c.wrong > maxComplaints {
+		c.fail(c.of, "mend these first", "%d more errors are not shown", c.wrong-maxComplaints)
+	}
 }

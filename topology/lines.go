@@ -51,6 +51,15 @@ func joinKey(path, key string) string {
 	return path + "." + key
 }
 
+// tableKey is a key, or a key in a key, of the table that a name has among those of a kind.
+func tableKey(kind, name string, key []string) string {
+	path := joinKey(kind, name)
+	for _, k := range key {
+		path = joinKey(path, k)
+	}
+	return path
+}
+
 func indexKey(path string, i int) string { return path + "[" + strconv.Itoa(i) + "]" }
 
 func isBare(key string) bool {

@@ -10,20 +10,14 @@ import (
 	"slices"
 )
 
-func networkKey(name string, key ...string) string {
-	path := joinKey("network", name)
-	for _, k := range key {
-		path = joinKey(path, k)
-	}
-	return path
-}
+func networkKey(name string, key ...string) string { return tableKey("network", name, key) }
 
 func validID(id int64) bool { return id >= 1 && id <= int64(MaxNetworkID) }
 
 func (b *builder) network(name string, raw rawNetwork) {
 	n := &Network{
 		Name: name, Type: raw.Type, Labels: raw.Labels, Line: b.lines.Of(networkKey(name)),
-		nodes: b.byName, given: map[string]Block{},
+		nodes: b.byName, byNumber: b.byNumber, given: map[string]Block{}, byAddr: map[netip.Addr]Endpoint{}, hosting: map[string]bool{},
 	}
 	if !isNetworkName(name) {
 		b.fail(networkKey(name), fmt.Sprintf("a name has lower-case letters, digits and hyphens, at most %d", MaxNetworkName), "%s is no network name", shortQuote(name))
@@ -35,9 +29,28 @@ func (b *builder) network(name string, raw rawNetwork) {
 	}
 	b.labels(networkKey(name, "labels"), n.Labels)
 	b.topology.Networks = append(b.topology.Networks, n)
-	owners := b.blockOwners(n, raw.Blocks)
-	if b.subnetsOf(n, raw) && b.blockSizes(n, raw.BlockSize) && b.givenBlocks(n, raw.Blocks) && owners {
-		b.countBlocks(n)
+	b.byNetwork[name] = n
+	b.otherKeys(n)
+	b.blocks(n, raw)
+	if n.Type == L2 {
+		b.segment(n, raw)
+	}
+}
+
+// blocks takes over the subnets and who owns which part of them.
+func (b *builder) blocks(n *Network, raw rawNetwork) {
+	given, size := raw.Blocks, raw.BlockSize
+	if n.Type == L2 {
+		given, size = raw.Pools, rawBlockSize(raw.PoolSize)
+	}
+	owners := b.blockOwners(n, given)
+	counted := b.subnetsOf(n, raw) && b.blockSizes(n, size, given != nil) && b.givenBlocks(n, given) && owners
+	if !counted || n.Type == 0 { // without a type it is not known how to count
+		return
+	}
+	before := len(b.errs)
+	if b.countBlocks(n); n.Type == L2 && len(b.errs) == before {
+		b.base(n)
 	}
 }
 
@@ -46,8 +59,11 @@ func (b *builder) allBlocks() {
 	sum := 0
 	for _, n := range b.topology.Networks {
 		for _, f := range []Family{V4, V6} {
-			if n.blockBits(f) != 0 {
+			switch {
+			case n.blockBits(f) != 0:
 				sum += len(b.topology.Nodes)
+			case len(n.subnets(f)) != 0:
+				sum += len(n.given)
 			}
 		}
 	}
@@ -76,7 +92,7 @@ func (b *builder) subnetsOf(n *Network, raw rawNetwork) bool {
 	ok := len(raw.Subnets) > 0 && len(raw.Subnets) <= maxSubnets
 	for i, s := range raw.Subnets {
 		n.Subnets = append(n.Subnets, s.Prefix)
-		ok = s.IsValid() && b.subnet(indexKey(key, i), key, n.Subnets) && ok
+		ok = s.IsValid() && b.subnet(indexKey(key, i), key, n.Subnets) && b.flat(n, indexKey(key, i)) && ok
 	}
 	return ok
 }
@@ -98,19 +114,23 @@ func (b *builder) subnet(key, list string, subnets []netip.Prefix) bool {
 	return true
 }
 
-func (b *builder) blockSizes(n *Network, raw rawBlockSize) bool {
+// blockSizes is false where a length is wrong. With pools by name and no pool-size only the named nodes have one.
+func (b *builder) blockSizes(n *Network, raw rawBlockSize, byName bool) bool {
+	if n.Type == L2 && byName && !b.lines.Has(networkKey(n.Name, n.words().size)) {
+		return true
+	}
 	var ok4, ok6 bool
-	n.BlockBits4, ok4 = b.blockSize(n, V4, raw.V4, minBlock4, defaultBlock4, maxBlock4)
-	n.BlockBits6, ok6 = b.blockSize(n, V6, raw.V6, minBlock6, defaultBlock6, maxBlock6)
+	n.BlockBits4, ok4 = b.blockSize(n, V4, raw.V4)
+	n.BlockBits6, ok6 = b.blockSize(n, V6, raw.V6)
 	return ok4 && ok6
 }
 
 // blockSize is the length of the counted blocks of a family, 0 where it has no subnet.
-func (b *builder) blockSize(n *Network, f Family, given *int64, least, length, most int) (int, bool) {
-	key := networkKey(n.Name, "block-size", f.key())
+func (b *builder) blockSize(n *Network, f Family, given *int64) (int, bool) {
+	words := n.words()
+	key, length := networkKey(n.Name, words.size, f.key()), words.bounds(f).usual
 	if given != nil {
-		if *given < int64(least) || *given > int64(most) {
-			b.fail(key, fmt.Sprintf("choose a length from %d to %d", least, most), "/%d is no length for an %s block", *given, f)
+		if !b.blockLength(n, key, f, *given) {
 			return 0, false
 		}
 		length = int(*given)
@@ -122,25 +142,37 @@ func (b *builder) blockSize(n *Network, f Family, given *int64, least, length, m
 	ok := true
 	for i, s := range n.Subnets {
 		if familyOf(s) == f && s.Bits() > length {
-			b.fail(indexKey(networkKey(n.Name, "subnets"), i), fmt.Sprintf("widen it, or raise block-size.%s", f.key()),
-				"%s is smaller than a block of /%d", s, length)
+			b.fail(indexKey(networkKey(n.Name, "subnets"), i), fmt.Sprintf("widen it, or raise %s.%s", words.size, f.key()),
+				"%s is smaller than a %s of /%d", s, words.one, length)
 			ok = false
 		}
 	}
 	return length, ok
 }
 
+func (b *builder) blockLength(n *Network, key string, f Family, length int64) bool {
+	within := n.words().bounds(f)
+	if length >= int64(within.least) && length <= int64(within.most) {
+		return true
+	}
+	b.fail(key, fmt.Sprintf("choose a length from %d to %d", within.least, within.most), "/%d is no length for an %s %s", length, f, n.words().one)
+	return false
+}
+
 // blockOwners says whether those whom the file gives blocks can have them.
 func (b *builder) blockOwners(n *Network, raw map[string][]subnet) bool {
 	ok := true
-	key := networkKey(n.Name, "blocks")
+	key := networkKey(n.Name, n.words().given)
 	for _, name := range sortedKeys(raw) {
 		owner, known := b.byName[name]
 		switch {
 		case !known:
 			b.fail(joinKey(key, name), among(name, sortedKeys(b.byName), "node"), "%s", unknown("node", name))
 			ok = false
-		case !owner.serves(n.Name):
+		case n.Type == L2 && owner.Kind == KindRouter:
+			b.fail(joinKey(key, name), "leave it out, and declare what is behind it as [endpoint.NAME]", "%s is a router, which has no pool", name)
+			ok = false
+		case !owner.owns(n):
 			b.fail(joinKey(key, name), "leave it out", "%s is a router of network %s", name, shortQuote(owner.Network))
 			ok = false
 		}
@@ -151,7 +183,7 @@ func (b *builder) blockOwners(n *Network, raw map[string][]subnet) bool {
 // givenBlocks takes over the blocks that the file gives, and says whether they are right.
 func (b *builder) givenBlocks(n *Network, raw map[string][]subnet) bool {
 	ok := true
-	key := networkKey(n.Name, "blocks")
+	key := networkKey(n.Name, n.words().given)
 	for _, name := range sortedKeys(raw) {
 		for i, p := range raw[name] {
 			ok = p.IsValid() && b.givenBlock(n, name, indexKey(joinKey(key, name), i), p.Prefix) && ok
@@ -162,18 +194,13 @@ func (b *builder) givenBlocks(n *Network, raw map[string][]subnet) bool {
 
 func (b *builder) givenBlock(n *Network, node, key string, p netip.Prefix) bool {
 	f := familyOf(p)
-	least, most := minBlock4, maxBlock4
-	if f == V6 {
-		least, most = minBlock6, maxBlock6
-	}
 	block := n.given[node]
 	switch _, _, inside := n.numbers(p); {
 	case !inside:
 		b.fail(key, "choose a prefix in one of them", "%s is not in a subnet of %s", p, n.Name)
-	case p.Bits() < least || p.Bits() > most:
-		b.fail(key, fmt.Sprintf("choose a length from %d to %d", least, most), "/%d is no length for an %s block", p.Bits(), f)
+	case !b.blockLength(n, key, f, int64(p.Bits())):
 	case f.of(block).IsValid():
-		b.fail(key, "leave one out", "%s has a second %s block; the first is %s", node, f, f.of(block))
+		b.fail(key, "leave one out", "%s has a second %s %s; the first is %s", node, f, n.words().one, f.of(block))
 	default:
 		if f == V6 {
 			block.V6 = p
@@ -189,21 +216,23 @@ func (b *builder) givenBlock(n *Network, node, key string, p netip.Prefix) bool 
 // countBlocks checks what only shows when every node has its block.
 func (b *builder) countBlocks(n *Network) {
 	for _, f := range []Family{V4, V6} {
-		if n.blockBits(f) == 0 || len(b.byNumber) == 0 {
+		if len(n.subnets(f)) == 0 || len(b.byNumber) == 0 {
 			continue
 		}
 		counted := b.counting(n, f)
 		b.room(n, f, counted)
 		b.apart(n, f, counted)
-		b.lengths(n, f, counted)
 	}
 }
 
 // counting lists the nodes that own a counted block, by number.
 func (b *builder) counting(n *Network, f Family) []*Node {
+	if n.blockBits(f) == 0 {
+		return nil
+	}
 	var nodes []*Node
 	for _, node := range b.byNumber {
-		if node.serves(n.Name) && !f.of(n.given[node.Name]).IsValid() {
+		if node.owns(n) && !f.of(n.given[node.Name]).IsValid() {
 			nodes = append(nodes, node)
 		}
 	}
@@ -213,7 +242,7 @@ func (b *builder) counting(n *Network, f Family) []*Node {
 // room refuses a network whose subnets have no block for some node.
 func (b *builder) room(n *Network, f Family, counted []*Node) {
 	capacity := n.capacity(f)
-	fit, _ := slices.BinarySearchFunc(counted, capacity, func(x *Node, c uint64) int { return cmp.Compare(x.Number, c) })
+	fit, _ := slices.BinarySearchFunc(counted, capacity, byNumber)
 	if fit == len(counted) || capacity == math.MaxUint64 {
 		return
 	}
@@ -221,11 +250,11 @@ func (b *builder) room(n *Network, f Family, counted []*Node) {
 	if rest := len(counted) - fit - 1; rest > 0 {
 		more = fmt.Sprintf(" (and %d more nodes have none)", rest)
 	}
-	first := counted[fit]
+	first, words := counted[fit], n.words()
 	b.fail(networkKey(n.Name, "subnets"),
-		fmt.Sprintf("widen the subnets, raise block-size.%s, or give the node one in blocks.%s", f.key(), joinKey("", first.Name)),
-		"too many nodes for the subnet: %s (%s) has number %d, and there are %d %s blocks of /%d, numbered from 0%s",
-		first.Name, b.at(nodeKey(first.Name)), first.Number, capacity, f, n.blockBits(f), more)
+		fmt.Sprintf("widen the subnets, raise %s.%s, or give the node one in %s", words.size, f.key(), joinKey(words.given, first.Name)),
+		"too many nodes for the subnet: %s (%s) has number %d, and there are %d %s %ss of /%d, numbered from 0%s",
+		first.Name, b.at(nodeKey(first.Name)), first.Number, capacity, f, words.one, n.blockBits(f), more)
 }
 
 // owned is a given block and where the file gives it.
@@ -239,7 +268,7 @@ func (b *builder) givenOf(n *Network, f Family) []owned {
 	var blocks []owned
 	for _, name := range sortedKeys(n.given) {
 		if p := f.of(n.given[name]); p.IsValid() {
-			blocks = append(blocks, owned{p, name, joinKey(networkKey(n.Name, "blocks"), name)})
+			blocks = append(blocks, owned{p, name, joinKey(networkKey(n.Name, n.words().given), name)})
 		}
 	}
 	slices.SortStableFunc(blocks, func(x, y owned) int {
@@ -259,7 +288,7 @@ func (b *builder) apart(n *Network, f Family, counted []*Node) {
 			widest = g
 		}
 		first, last, _ := n.numbers(g.prefix)
-		at, _ := slices.BinarySearchFunc(counted, first, func(x *Node, c uint64) int { return cmp.Compare(x.Number, c) })
+		at, _ := slices.BinarySearchFunc(counted, first, byNumber)
 		if at == len(counted) || counted[at].Number > last {
 			continue
 		}
@@ -270,16 +299,22 @@ func (b *builder) apart(n *Network, f Family, counted []*Node) {
 	}
 }
 
-// lengths bounds the distinct lengths of blocks: the data plane looks each of them up in turn.
-func (b *builder) lengths(n *Network, f Family, counted []*Node) {
+// lengths bounds the distinct lengths of blocks: the data plane looks each of them up in turn. An endpoint's address is one of its own.
+func (b *builder) lengths(n *Network, f Family) {
 	distinct := map[int]bool{}
-	if len(counted) > 0 {
+	if len(b.counting(n, f)) > 0 {
 		distinct[n.blockBits(f)] = true
 	}
 	for _, g := range b.givenOf(n, f) {
 		distinct[g.prefix.Bits()] = true
 	}
+	with := ""
+	if n.declares(f) {
+		distinct[f.bits()], with = true, fmt.Sprintf(" with the /%d of endpoints", f.bits())
+	}
 	if len(distinct) > MaxBlockLens {
-		b.fail(networkKey(n.Name, "blocks"), "make some of them the same", "%s blocks of %d different lengths; a network has at most %d", f, len(distinct), MaxBlockLens)
+		words := n.words()
+		b.fail(networkKey(n.Name, words.given), "make some of them the same",
+			"%s %ss of %d different lengths%s; a network has at most %d", f, words.one, len(distinct), with, MaxBlockLens)
 	}
 }

@@ -15,16 +15,18 @@ import (
 // The file as it is written. What each value may be is said by its type and its tag.
 type (
 	rawFile struct {
-		Version   *int64                `toml:"version,required" want:"version = 1"`
-		Underlay  rawUnderlay           `toml:"underlay,required" want:"[underlay] with a locator-block"`
-		Nodes     map[string]rawNode    `toml:"node,required" want:"a table [node.NAME] for each node"`
-		Networks  map[string]rawNetwork `toml:"network" want:"a table [network.NAME] for each network"`
-		Peerings  []rawPeering          `toml:"peering" want:"a table [[peering]] for each peering"`
-		Conntrack rawConntrack          `toml:"conntrack" want:"[conntrack] with max and times"`
+		Version   *int64                 `toml:"version,required" want:"version = 1"`
+		Underlay  rawUnderlay            `toml:"underlay,required" want:"[underlay] with a locator-block"`
+		Nodes     map[string]rawNode     `toml:"node,required" want:"a table [node.NAME] for each node"`
+		Networks  map[string]rawNetwork  `toml:"network" want:"a table [network.NAME] for each network"`
+		Endpoints map[string]rawEndpoint `toml:"endpoint" want:"a table [endpoint.NAME] for each endpoint"`
+		Peerings  []rawPeering           `toml:"peering" want:"a table [[peering]] for each peering"`
+		Conntrack rawConntrack           `toml:"conntrack" want:"[conntrack] with max and times"`
 	}
 	rawUnderlay struct {
 		LocatorBlock  locatorBlock  `toml:"locator-block,required" want:"an IPv6 prefix that all locators lie in, as 5f00:1ace::/32"`
 		Encapsulation Encapsulation `toml:"encapsulation" want:"\"reduced\" or \"srh\""`
+		L2GSO         L2GSO         `toml:"l2-gso" want:"\"shim\" or \"segment\""`
 	}
 	rawNode struct {
 		Underlay underlayAddr      `toml:"underlay,required" want:"the node's IPv6 address in the underlay, as fd00:a::1"`
@@ -34,19 +36,32 @@ type (
 		Via      underlayAddr      `toml:"via" want:"the IPv6 address of the router to peers that are not on-link, as fd00:a::fe"`
 		Labels   map[string]string `toml:"labels" want:"a table of strings, as { zone = \"a\" }"`
 		Network  string            `toml:"network" want:"the name of the network that the router serves"`
-		SID      rawSIDs           `toml:"sid" want:"{ v4 = \"…\", v6 = \"…\" }"`
+		SID      rawSIDs           `toml:"sid" want:"{ v4 = \"…\", v6 = \"…\" }, or { l2 = \"…\" } where its network is an L2 one"`
 	}
 	rawSIDs struct {
 		V4 sidAddr `toml:"v4" want:"an IPv6 address in the router's locator"`
 		V6 sidAddr `toml:"v6" want:"an IPv6 address in the router's locator"`
+		L2 sidAddr `toml:"l2" want:"an IPv6 address in the router's locator"`
 	}
 	rawNetwork struct {
-		Type      NetworkType         `toml:"type,required" want:"type = \"l3\""`
+		Type      NetworkType         `toml:"type,required" want:"type = \"l3\" or type = \"l2\""`
 		ID        *int64              `toml:"id,required" want:"a number from 1 to 16777215 that no other network has"`
 		Subnets   []subnet            `toml:"subnets,required" want:"a list of prefixes, as [\"10.40.0.0/16\", \"fd40::/48\"]"`
 		BlockSize rawBlockSize        `toml:"block-size" want:"{ v4 = 24, v6 = 64 }"`
 		Blocks    map[string][]subnet `toml:"blocks" want:"a list of prefixes for each node, as { edge-1 = [\"10.40.7.0/24\"] }"`
+		PoolSize  rawPoolSize         `toml:"pool-size" want:"{ v4 = 28, v6 = 112 }"`
+		Pools     map[string][]subnet `toml:"pools" want:"a list of prefixes for each node, as { edge-1 = [\"10.50.0.16/28\"] }"`
+		Gateway   []hostAddr          `toml:"gateway" want:"a list of addresses, as [\"10.50.0.1\", \"fd50::1\"]"`
+		DHCP      bool                `toml:"dhcp" want:"true or false"`
+		Flood     *bool               `toml:"flood" want:"true or false"`
+		FloodRate *int64              `toml:"flood-rate" want:"a number of frames a second from 1 to 1000000"`
 		Labels    map[string]string   `toml:"labels" want:"a table of strings, as { tier = \"web\" }"`
+	}
+	rawEndpoint struct {
+		Network string     `toml:"network,required" want:"the name of an L2 network"`
+		Node    string     `toml:"node,required" want:"the name of the node that it is attached to"`
+		MAC     *MAC       `toml:"mac" want:"an Ethernet address, as 52:54:00:00:00:01"`
+		Address []hostAddr `toml:"address" want:"a list of addresses, as [\"10.50.0.200\"]"`
 	}
 	rawPeering struct {
 		From          side `toml:"from,required" want:"the name of a network, or labels, as { tier = \"web\" }"`
@@ -68,6 +83,10 @@ type (
 		V4 *int64 `toml:"v4" want:"a length from 16 to 30"`
 		V6 *int64 `toml:"v6" want:"a length from 48 to 126"`
 	}
+	rawPoolSize struct {
+		V4 *int64 `toml:"v4" want:"a length from 16 to 32"`
+		V6 *int64 `toml:"v6" want:"a length from 48 to 128"`
+	}
 )
 
 // Load reads a topology file. What is wrong with its text is of type Errors.
@@ -84,7 +103,7 @@ func Load(path string) (*Topology, error) {
 func Parse(name string, data []byte) (*Topology, error) {
 	var raw rawFile
 	lines, err := Decode(name, data, &raw)
-	b := builder{file: name, lines: lines, topology: &Topology{}, byName: map[string]*Node{}}
+	b := builder{file: name, lines: lines, topology: &Topology{}, byName: map[string]*Node{}, byNetwork: map[string]*Network{}}
 	if err != nil && !errors.As(err, &b.errs) {
 		return nil, err
 	}
@@ -102,12 +121,13 @@ func Parse(name string, data []byte) (*Topology, error) {
 // builder checks what the parts of a file say about each other. A part that did not parse is zero
 // and already reported, so that every check passes over what is not there.
 type builder struct {
-	file     string
-	lines    Lines
-	errs     Errors
-	topology *Topology
-	byName   map[string]*Node
-	byNumber []*Node // those whose number is known
+	file      string
+	lines     Lines
+	errs      Errors
+	topology  *Topology
+	byName    map[string]*Node
+	byNumber  []*Node // those whose number is known
+	byNetwork map[string]*Network
 }
 
 func (b *builder) fail(key, fix, format string, args ...any) {
@@ -121,7 +141,7 @@ func (b *builder) build(raw *rawFile) {
 	if raw.Version != nil && *raw.Version != 1 {
 		b.fail("version", "write version = 1", "version %d is not known", *raw.Version)
 	}
-	b.topology.Underlay = Underlay{LocatorBlock: raw.Underlay.LocatorBlock.Prefix, Encapsulation: raw.Underlay.Encapsulation}
+	b.topology.Underlay = Underlay{LocatorBlock: raw.Underlay.LocatorBlock.Prefix, Encapsulation: raw.Underlay.Encapsulation, L2GSO: raw.Underlay.L2GSO}
 	b.limit("node", len(raw.Nodes), MaxNodes, "nodes")
 	b.limit("network", len(raw.Networks), MaxNetworks, "networks")
 	if raw.Nodes != nil && len(raw.Nodes) == 0 {
@@ -137,6 +157,8 @@ func (b *builder) build(raw *rawFile) {
 	}
 	b.distinctIDs()
 	b.allBlocks()
+	b.endpoints(raw.Endpoints)
+	b.segments()
 	b.peerings(raw.Peerings)
 	b.conntrack(&raw.Conntrack)
 }
@@ -149,13 +171,7 @@ func (b *builder) limit(key string, n, most int, what string) {
 
 // --- nodes ---
 
-func nodeKey(name string, key ...string) string {
-	path := joinKey("node", name)
-	for _, k := range key {
-		path = joinKey(path, k)
-	}
-	return path
-}
+func nodeKey(name string, key ...string) string { return tableKey("node", name, key) }
 
 func (b *builder) node(name string, raw rawNode, networks map[string]rawNetwork) {
 	n := &Node{
@@ -246,17 +262,37 @@ func (b *builder) router(n *Node, raw rawNode, networks map[string]rawNetwork) {
 	if _, ok := networks[n.Network]; !ok {
 		b.fail(key, among(n.Network, sortedKeys(networks), "network"), "%s", unknown("network", n.Network))
 	}
-	n.SID4, n.SID6 = raw.SID.V4.Addr, raw.SID.V6.Addr
-	for _, f := range []Family{V4, V6} {
-		sid := n.SIDFor(f)
-		if sid.IsValid() && n.Locator.IsValid() && !n.Locator.Contains(sid) {
-			b.fail(nodeKey(n.Name, "sid", f.key()), "choose an address in it", "%s is not in the locator %s of %s", sid, n.Locator, n.Name)
+	n.SID4, n.SID6, n.SIDL2 = raw.SID.V4.Addr, raw.SID.V6.Addr, raw.SID.L2.Addr
+	for _, sid := range n.sids() {
+		if sid.IsValid() && n.Locator.IsValid() && !n.Locator.Contains(sid.Addr) {
+			b.fail(nodeKey(n.Name, "sid", sid.key), "choose an address in it", "%s is not in the locator %s of %s", sid, n.Locator, n.Name)
 		}
 	}
-	if id := networks[n.Network].ID; n.Locator.IsValid() && id != nil && validID(*id) {
-		composed := n.Locator.SID(EndDT46, NetworkID(*id)).Addr
-		n.SID4, n.SID6 = cmp.Or(n.SID4, composed), cmp.Or(n.SID6, composed)
+	network := networks[n.Network]
+	if network.Type == L3 && b.lines.Has(nodeKey(n.Name, "sid", "l2")) {
+		b.fail(nodeKey(n.Name, "sid", "l2"), "leave it out", "its network %s is an L3 network, which has no frames", n.Network)
 	}
+	if id := network.ID; n.Locator.IsValid() && id != nil && validID(*id) {
+		n.composeSIDs(network.Type, NetworkID(*id))
+	}
+}
+
+// keyedSID is a SID of a router under its key in the file.
+type keyedSID struct {
+	key string
+	netip.Addr
+}
+
+func (n *Node) sids() []keyedSID { return []keyedSID{{"v4", n.SID4}, {"v6", n.SID6}, {"l2", n.SIDL2}} }
+
+// composeSIDs is what holds where the file says nothing. That a router of an L2 network takes packets too, the file has to say.
+func (n *Node) composeSIDs(service NetworkType, id NetworkID) {
+	if service == L2 {
+		n.SIDL2 = cmp.Or(n.SIDL2, n.Locator.SID(EndDT2U, id).Addr)
+		return
+	}
+	composed := n.Locator.SID(EndDT46, id).Addr
+	n.SID4, n.SID6 = cmp.Or(n.SID4, composed), cmp.Or(n.SID6, composed)
 }
 
 func unknown(what, name string) string {

@@ -5,6 +5,7 @@ package topology
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -30,18 +31,14 @@ type pair struct{ from, to int }
 
 // resolver makes pairs of networks of the [[peering]] tables.
 type resolver struct {
-	*builder
+	complaints
 	networks []*Network
 	places   map[string]int
 	labelled map[string]map[string]set // key, value: the networks that have this label
 	reach    []set                     // by network: those that it may open flows to
 	joins    map[pair]int              // line of the first peering that joins a pair
 	named    map[pair]int              // line of the peering that has both ends by name
-	wrong    int
 }
-
-// maxPeeringErrors bounds what is said of peerings: one slip in a selector shows many times.
-const maxPeeringErrors = 100
 
 func (b *builder) peerings(raw []rawPeering) {
 	if b.limit("peering", len(raw), MaxPeerings, "peerings"); len(raw) > MaxPeerings {
@@ -55,7 +52,9 @@ func (b *builder) peerings(raw []rawPeering) {
 		r.fail("peering", "leave some out, or split the topology", "more than %d pairs of networks", MaxPeerings)
 		return
 	}
-	r.overlaps()
+	near := r.neighbours()
+	r.overlaps(near)
+	r.gatewaysOfPeered(near)
 	r.tellRest()
 	r.finish()
 }
@@ -63,7 +62,7 @@ func (b *builder) peerings(raw []rawPeering) {
 func newResolver(b *builder) *resolver {
 	networks := b.topology.Networks
 	r := &resolver{
-		builder: b, networks: networks, places: map[string]int{}, labelled: map[string]map[string]set{},
+		complaints: complaints{builder: b, of: "peering"}, networks: networks, places: map[string]int{}, labelled: map[string]map[string]set{},
 		joins: map[pair]int{}, named: map[pair]int{},
 	}
 	for i, n := range networks {
@@ -99,21 +98,6 @@ func (r *resolver) finish() {
 	})
 }
 
-// complain reports what is wrong, up to a bound; tellRest counts what is above it.
-func (r *resolver) complain(key, fix, format string, args ...any) {
-	if r.wrong++; r.wrong <= maxPeeringErrors {
-		r.fail(key, fix, format, args...)
-	}
-}
-
-func (r *resolver) full() bool { return r.wrong >= maxPeeringErrors }
-
-func (r *resolver) tellRest() {
-	if r.wrong > maxPeeringErrors {
-		r.fail("peering", "mend these first", "%d more errors are not shown", r.wrong-maxPeeringErrors)
-	}
-}
-
 // peering adds the pairs of one table.
 func (r *resolver) peering(key string, p *rawPeering) {
 	from, to := r.side(joinKey(key, "from"), &p.From), r.side(joinKey(key, "to"), &p.To)
@@ -138,20 +122,12 @@ func (r *resolver) side(key string, s *side) set {
 	}
 	place, ok := r.places[*s.name]
 	if !ok {
-		r.unknownNetwork(key, *s.name)
+		r.unknownName(key, "network", *s.name, maps.Keys(r.places))
 		return nil
 	}
 	one := newSet(len(r.networks))
 	one.add(place)
 	return one
-}
-
-func (r *resolver) unknownNetwork(key, name string) {
-	fix := "" // finding the nearest costs, and is not shown
-	if !r.full() {
-		fix = among(name, sortedKeys(r.places), "network")
-	}
-	r.complain(key, fix, "%s", unknown("network", name))
 }
 
 // selected is the networks that have all of the labels.
@@ -257,8 +233,7 @@ type placed struct {
 
 // overlaps refuses overlapping subnets of two networks that meet: where they are peered, or both
 // with the same third, an address would mean two things.
-func (r *resolver) overlaps() {
-	near := r.neighbours()
+func (r *resolver) overlaps(near []set) {
 	checked := make([]set, len(r.networks))
 	for i := range checked {
 		checked[i] = newSet(len(r.networks))
@@ -339,4 +314,30 @@ func (r *resolver) joined(i, j int) int {
 		return max(there, back)
 	}
 	return min(there, back)
+}
+
+// gatewaysOfPeered refuses a peered L2 network without a gateway of a family in which it meets another.
+func (r *resolver) gatewaysOfPeered(near []set) {
+	for i, n := range r.networks {
+		for _, f := range []Family{V4, V6} {
+			subnet := n.Subnet(f)
+			if n.Type != L2 || !subnet.IsValid() || n.Gateway(f).IsValid() {
+				continue
+			}
+			if j, met := r.meets(near[i], f); met {
+				r.complain(networkKey(n.Name, "gateway"), fmt.Sprintf("add one, as %q, or leave the peering out", subnet.Addr().Next()),
+					"is peered with %s (line %d) and has no %s gateway that leads there", r.networks[j].Name, r.joined(i, j), f)
+			}
+		}
+	}
+}
+
+// meets is the first of some networks that has a subnet of the family.
+func (r *resolver) meets(others set, f Family) (place int, ok bool) {
+	for j := range others.all() {
+		if len(r.networks[j].subnets(f)) > 0 {
+			return j, true
+		}
+	}
+	return 0, false
 }

@@ -106,8 +106,13 @@ type Network struct {
 	Labels     map[string]string // free words, for the selectors of peerings
 	Line       int
 
-	nodes map[string]*Node // all of the topology, by name
-	given map[string]Block // blocks that the file gives, by node name
+	nodes     map[string]*Node        // all of the topology, by name
+	byNumber  []*Node                 // … by number
+	given     map[string]Block        // blocks that the file gives, by node name
+	base6     netip.Prefix            // see Base6
+	endpoints []Endpoint              // of this network, sorted by name
+	byAddr    map[netip.Addr]Endpoint // … by address
+	hosting   map[string]bool         // nodes that have one of them
 }
 
 // Endpoint is an address or MAC of an L2 network that lives outside the pools: a virtual machine, an appliance.
@@ -127,10 +132,10 @@ type Block struct {
 }
 
 // Block returns the part of n that node owns. It is the zero Block where the node has none: a
-// router owns blocks of its own network only.
+// router owns blocks of its own network only, and none where that is an L2 network.
 func (n *Network) Block(node string) Block {
 	owner, ok := n.nodes[node]
-	if !ok || !owner.serves(n.Name) {
+	if !ok || !owner.owns(n) {
 		return Block{}
 	}
 	block := n.given[node]
@@ -143,9 +148,15 @@ func (n *Network) Block(node string) Block {
 	return block
 }
 
-// serves says whether packets of the network come from and go to the node.
-func (n *Node) serves(network string) bool {
-	return n.Kind == KindHost || n.Network == network
+// owns says whether the node can have a block of the network.
+func (n *Node) owns(network *Network) bool {
+	return n.Kind == KindHost || network.Type != L2 && n.Network == network.Name
+}
+
+// On says whether a node has the network: a block of it, an endpoint, or, of a router, the network as its own.
+func (n *Network) On(node string) bool {
+	of, ok := n.nodes[node]
+	return ok && (of.Kind == KindRouter && of.Network == n.Name || n.hosting[node] || n.Block(node) != Block{})
 }
 
 // Gateway4 is the first host address of the IPv4 block, invalid where there is none.
@@ -183,8 +194,5 @@ func (t *Topology) Network(name string) (*Network, bool) {
 
 // SIDFor is the SID of a router that takes packets of a family, invalid for a host.
 func (n *Node) SIDFor(f Family) netip.Addr {
-	if f == V6 {
-		return n.SID6
-	}
-	return n.SID4
+	return f.choose(n.SID4, n.SID6)
 }

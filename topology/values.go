@@ -20,17 +20,38 @@ const (
 	MinLocatorBits = 16
 	MaxLocatorBits = 64
 	MaxBlockLens   = 4 // distinct block lengths of one family in one network: each costs a look-up
+	MaxEndpoints   = 16384
+	MaxFloodNodes  = 256     // that have one L2 network which replicates: each gets a copy
+	MaxFloodRate   = 1000000 // frames a second
 
 	maxSubnets = 64
 	maxUplinks = 16
 	maxLabels  = 64
 )
 
-// Limits and defaults of a network's block lengths. The longest block still has room for the
-// gateway and a container.
-const (
-	minBlock4, defaultBlock4, maxBlock4 = 16, 24, 30
-	minBlock6, defaultBlock6, maxBlock6 = 48, 64, 126
+// bounds of the length of a block.
+type bounds struct{ least, usual, most int }
+
+// words are what the file calls a node's own part of a network, and how long that may be.
+type words struct {
+	one   string // "block"
+	given string // key of those that the file gives
+	size  string // key of the length of counted ones
+	v4    bounds
+	v6    bounds
+}
+
+func (w *words) bounds(f Family) bounds {
+	if f == V6 {
+		return w.v6
+	}
+	return w.v4
+}
+
+// The longest block still has room for the gateway and a container. A pool has no gateway of its own, so that it may be one address.
+var (
+	blockWords = words{"block", "blocks", "block-size", bounds{16, 24, 30}, bounds{48, 64, 126}}
+	poolWords  = words{"pool", "pools", "pool-size", bounds{16, 28, 32}, bounds{48, 112, 128}}
 )
 
 // bad is an Error that says nothing yet of where: Decode fills that in.
@@ -77,16 +98,51 @@ func (k NodeKind) String() string {
 // MarshalText writes "host" or "router".
 func (k NodeKind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
-// UnmarshalText reads "l3".
+// UnmarshalText reads "l3" or "l2".
 func (t *NetworkType) UnmarshalText(text []byte) error {
-	if string(text) != "l3" {
+	switch string(text) {
+	case "l3":
+		*t = L3
+	case "l2":
+		*t = L2
+	default:
 		return bad("", "%s is no type of network that this version has", shortQuote(string(text)))
 	}
-	*t = L3
 	return nil
 }
 
-func (t NetworkType) String() string { return "l3" }
+func (t NetworkType) String() string {
+	if t == L2 {
+		return "l2"
+	}
+	return "l3"
+}
+
+// MarshalText writes "l3" or "l2".
+func (t NetworkType) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+
+// UnmarshalText reads "shim" or "segment".
+func (g *L2GSO) UnmarshalText(text []byte) error {
+	switch string(text) {
+	case "shim":
+		*g = Shim
+	case "segment":
+		*g = Segment
+	default:
+		return bad("", "%s is no way to send frames that are still to be segmented", shortQuote(string(text)))
+	}
+	return nil
+}
+
+func (g L2GSO) String() string {
+	if g == Segment {
+		return "segment"
+	}
+	return "shim"
+}
+
+// MarshalText writes "shim" or "segment".
+func (g L2GSO) MarshalText() ([]byte, error) { return []byte(g.String()), nil }
 
 // MarshalText writes the whole hash in hexadecimal, where String is cut for the eye.
 func (h Hash) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%x", h[:]), nil }
@@ -170,17 +226,35 @@ func (s *subnet) UnmarshalText(text []byte) error {
 	return nil
 }
 
-func parseAddr6(text string) (netip.Addr, error) {
+// hostAddr is an address of either family that something in a network has.
+type hostAddr struct{ netip.Addr }
+
+func (h *hostAddr) UnmarshalText(text []byte) error {
+	a, err := parseAddr(string(text))
+	if err == nil && a.Is4In6() {
+		return bad("write "+a.Unmap().String(), "%s is an IPv4 address in IPv6 clothes", shortQuote(string(text)))
+	}
+	h.Addr = a
+	return err
+}
+
+func parseAddr(text string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(text)
 	switch {
 	case err != nil:
 		return netip.Addr{}, bad("", "%s is no IP address", shortQuote(text))
 	case a.Zone() != "":
 		return netip.Addr{}, bad("", "%s has a zone, which means something else on each node", shortQuote(text))
-	case a.Is4() || a.Is4In6():
-		return netip.Addr{}, bad("", "%s is an IPv4 address", shortQuote(text))
 	}
 	return a, nil
+}
+
+func parseAddr6(text string) (netip.Addr, error) {
+	a, err := parseAddr(text)
+	if err == nil && (a.Is4() || a.Is4In6()) {
+		return netip.Addr{}, bad("", "%s is an IPv4 address", shortQuote(text))
+	}
+	return a, err
 }
 
 func parsePrefix6(text string) (netip.Prefix, error) {
