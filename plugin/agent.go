@@ -154,21 +154,21 @@ func key(namespace, id string) string { return namespace + "/" + id }
 
 // attach wires r and keeps its books. netns is checked before and after: what is left of a container
 // that died meanwhile is taken away again.
-func (a *Agent) attach(ctx context.Context, r Request, pid uint32) (Result, error) {
+func (a *Agent) attach(ctx context.Context, r Request, pid uint32) ([]Result, error) {
 	before, err := netnsOf(r.Netns)
 	if err != nil {
-		return Result{}, fmt.Errorf("attach container %s: network namespace: %w; did it end already?", r.Container, err)
+		return nil, fmt.Errorf("attach container %s: network namespace: %w; did it end already?", r.Container, err)
 	}
 	a.gate.RLock()
 	defer a.gate.RUnlock()
 	a.learn(r.Container, pid)
 	res, err := a.dataplane.Attach(ctx, r)
 	if err != nil {
-		return Result{}, fmt.Errorf("container asks for network %q: %w", r.Network, err)
+		return nil, fmt.Errorf("container asks for network %q: %w", r.networks(), err)
 	}
 	if after, err := netnsOf(r.Netns); err != nil || after != before {
 		a.undo(ctx, r.Container)
-		return Result{}, fmt.Errorf("attach container %s: it ended while it was wired", r.Container)
+		return nil, fmt.Errorf("attach container %s: it ended while it was wired", r.Container)
 	}
 	return res, nil
 }

@@ -99,7 +99,7 @@ func (f *fakeDataplane) note(format string, v ...any) {
 	f.calls = append(f.calls, fmt.Sprintf(format, v...))
 }
 
-func (f *fakeDataplane) Attach(_ context.Context, r Request) (Result, error) {
+func (f *fakeDataplane) Attach(_ context.Context, r Request) ([]Result, error) {
 	f.mu.Lock()
 	if f.working[r.Container] {
 		f.note("overlap")
@@ -114,27 +114,40 @@ func (f *fakeDataplane) Attach(_ context.Context, r Request) (Result, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.working[r.Container] = false
-	f.note("attach %s %v", r.Container, r.IPs)
+	f.note("attach %s %s", r.Container, addressesOf(r))
 	if err != nil {
-		return Result{}, err
+		return nil, err
 	}
 	f.wired[r.Container] = r
-	return resultOf(r), nil
+	return resultsOf(r), nil
 }
 
-func resultOf(r Request) Result {
-	ip := netip.MustParseAddr("10.40.1.2")
-	if len(r.IPs) > 0 {
-		ip = r.IPs[0]
+// addressesOf lists what is asked for, one network behind the other.
+func addressesOf(r Request) string {
+	var all []string
+	for _, i := range r.Interfaces {
+		all = append(all, fmt.Sprint(i.IPs))
 	}
-	return Result{IfName: r.IfName, V4: netip.PrefixFrom(ip, 24), MAC: []byte{2, 0, 0, 0, 0, 1}, MTU: 1460}
+	return strings.Join(all, " ")
 }
 
-func (f *fakeDataplane) Attached(c string) (Result, bool) {
+// resultsOf gives the n-th interface 10.40.n+1.2 where nothing is asked for.
+func resultsOf(r Request) (all []Result) {
+	for n, i := range r.Interfaces {
+		ip := netip.AddrFrom4([4]byte{10, 40, byte(n + 1), 2})
+		if len(i.IPs) > 0 {
+			ip = i.IPs[0]
+		}
+		all = append(all, Result{Network: i.Network, IfName: i.IfName, V4: netip.PrefixFrom(ip, 24), MAC: []byte{2, 0, 0, 0, 0, byte(n + 1)}, MTU: 1460})
+	}
+	return all
+}
+
+func (f *fakeDataplane) Attached(c string) ([]Result, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	r, ok := f.wired[c]
-	return resultOf(r), ok
+	return resultsOf(r), ok
 }
 
 func (f *fakeDataplane) Detach(_ context.Context, c string) error {
@@ -148,7 +161,7 @@ func (f *fakeDataplane) Detach(_ context.Context, c string) error {
 func (f *fakeDataplane) Reserve(_ context.Context, r Request) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.note("reserve %s %v", r.Container, r.IPs)
+	f.note("reserve %s %s", r.Container, addressesOf(r))
 	f.reserved[r.Container] = r
 	return nil
 }
@@ -242,7 +255,7 @@ func TestAnswersOfCreateRuntime(t *testing.T) {
 	if b.plane.called("attach") {
 		t.Errorf("calls %v", b.plane.calls)
 	}
-	if a := b.create("asks", pid); a.Error != "" || a.Result == nil || a.Result.IPs[0].String() != "10.40.1.2/24" {
+	if a := b.create("asks", pid); a.Error != "" || a.Result == nil || a.Result.Interfaces[0].IPs[0].String() != "10.40.1.2/24" {
 		t.Errorf("asks: %+v", a)
 	}
 	if got := b.records.byKey["default/asks"].labels[RecordAddress]; got != "10.40.1.2" {
@@ -342,10 +355,10 @@ func TestSynchroniseSettlesEach(t *testing.T) {
 	pid := process(t)
 	b.add("runs", backend, pid)
 	b.add("wired", backend, pid)
-	b.plane.wired["default/wired"] = Request{}
+	b.plane.wired["default/wired"] = Request{Interfaces: []Interface{{Network: "backend", IfName: "eth0"}}}
 	b.add("stopped", labelMap{LabelNetwork: "backend", RecordAddress: "10.40.1.9"}, 0)
 	b.add("never-ran", backend, 0)
-	b.add("wrong", labelMap{LabelNetwork: "a,b"}, pid)
+	b.add("wrong", labelMap{LabelNetwork: "a,a"}, pid)
 	b.add("plain", labelMap{"app": "web"}, pid)
 	b.records.byKey["k8s.io/p1"] = container{namespace: "k8s.io", id: "p1", labels: backend, cri: true, ownNetwork: true}
 	b.records.byKey["default/host"] = container{namespace: "default", id: "host", labels: backend}

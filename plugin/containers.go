@@ -8,15 +8,13 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/lace-net/lace/plugin/wire"
 )
-
-// ifName is the interface of a container's first network.
-const ifName = "eth0"
 
 // nerdctlName is the label in which nerdctl keeps the name of a container.
 const nerdctlName = "nerdctl/name"
@@ -66,7 +64,7 @@ func (a *Agent) createRuntime(ctx context.Context, namespace string, s wire.Stat
 }
 
 // attachContainer wires a container outside CRI to where its task runs.
-func (a *Agent) attachContainer(ctx context.Context, c container, r Request) (*Result, error) {
+func (a *Agent) attachContainer(ctx context.Context, c container, r Request) ([]Result, error) {
 	r, err := complete(r, c.namespace, c.id, c.labels[nerdctlName])
 	if err != nil {
 		return nil, err
@@ -84,32 +82,32 @@ func (a *Agent) attachContainer(ctx context.Context, c container, r Request) (*R
 		return nil, err
 	}
 	a.rememberAddresses(ctx, c, res)
-	return &res, nil
+	return res, nil
 }
 
 // attachRemembered asks for the addresses on the container's record first. They are no more than a wish: where
-// they cannot be had any more, because the block or the owner changed, the container gets others.
-func (a *Agent) attachRemembered(ctx context.Context, r Request, c container) (Result, error) {
-	wish, remembered := withRecord(r, c.labels)
-	if !remembered {
-		return a.attach(ctx, r, c.pid)
+// they cannot be had any more, because the block or the owner changed, the container gets others, in that network if it is one
+// alone, else in all.
+func (a *Agent) attachRemembered(ctx context.Context, r Request, c container) (res []Result, err error) {
+	var reason error
+	for _, wish := range wishes(r, c.labels) {
+		if res, err = a.attach(ctx, wish, c.pid); err == nil || ctx.Err() != nil {
+			break
+		}
+		if reason == nil {
+			reason = err
+		}
 	}
-	res, err := a.attach(ctx, wish, c.pid)
-	if err == nil || ctx.Err() != nil {
-		return res, err
+	if err == nil && reason != nil {
+		a.log.Warn("a container could not keep its addresses and got new ones", "container", r.Container,
+			"kept", c.labels[RecordAddress], "now", addressRecord(res)[RecordAddress], "reason", reason)
 	}
-	res, second := a.attach(ctx, r, c.pid)
-	if second != nil {
-		return res, second
-	}
-	a.log.Warn("a container could not keep its addresses and got new ones", "container", r.Container,
-		"kept", c.labels[RecordAddress], "now", addressRecord(res)[RecordAddress], "reason", err)
-	return res, nil
+	return res, err
 }
 
 // rememberAddresses writes what a container got to its record. It runs wired all the same when that fails; it may then
 // get other addresses at its next start.
-func (a *Agent) rememberAddresses(ctx context.Context, c container, res Result) {
+func (a *Agent) rememberAddresses(ctx context.Context, c container, res []Result) {
 	record := addressRecord(res)
 	if c.labels[RecordAddress] == record[RecordAddress] && c.labels[RecordMAC] == record[RecordMAC] {
 		return
@@ -119,104 +117,44 @@ func (a *Agent) rememberAddresses(ctx context.Context, c container, res Result) 
 	}
 }
 
-// checkUnused finds an interface that something else put where Lace's belongs, while the text can still say what to do.
+// checkUnused finds an interface that something else put where one of Lace's belongs, while the text can still say what to do.
 func (a *Agent) checkUnused(r Request, pid uint32) error {
-	if _, ok := a.dataplane.Attached(r.Container); ok {
-		return nil
-	}
+	attached, _ := a.dataplane.Attached(r.Container)
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", pid))
 	if err != nil {
 		return fmt.Errorf("look for interfaces of container %s: %w; did it end already?", r.Container, err)
 	}
 	for line := range strings.Lines(string(b)) {
-		if name, _, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == r.IfName {
+		name, _, ok := strings.Cut(line, ":")
+		name = strings.TrimSpace(name)
+		if !ok || !slices.ContainsFunc(r.Interfaces, func(i Interface) bool { return i.IfName == name }) {
+			continue
+		}
+		if !slices.ContainsFunc(attached, func(res Result) bool { return res.IfName == name }) {
 			return fmt.Errorf("container asks for network %q, but has an interface %s of another network already; start it without one (nerdctl: --net none)",
-				r.Network, r.IfName)
+				r.networks(), name)
 		}
 	}
 	return nil
 }
 
-// createSandbox judges the own container of a CRI pod. Where CNI or NRI wired the pod it finds that done; with
-// neither, it is the one that does it.
-func (a *Agent) createSandbox(ctx context.Context, s wire.State) (*wire.Result, error) {
-	p, err := a.records.pod(ctx, s.ID)
-	if err != nil {
-		return nil, undecidedError{fmt.Errorf("read the labels of pod %s: %w", s.ID, err)}
+// wired returns how the container is wired, interface by interface as r has them, and whether none of them is missing.
+func (a *Agent) wired(r Request) ([]Result, bool) {
+	attached, _ := a.dataplane.Attached(r.Container)
+	var results []Result
+	for _, i := range r.Interfaces {
+		at := slices.IndexFunc(attached, func(res Result) bool { return res.IfName == i.IfName })
+		if at < 0 {
+			return nil, false
+		}
+		results = append(results, attached[at])
 	}
-	res, err := a.attachPod(ctx, p, p.Netns)
-	return wireResult(res), err
-}
-
-func (a *Agent) cniAdd(ctx context.Context, c wire.CNI) (*wire.Result, error) {
-	p, err := a.records.pod(ctx, c.ContainerID)
-	if err != nil {
-		return nil, undecidedError{fmt.Errorf("read the labels of pod %s: %w; this CNI plugin serves the pods of CRI in containerd 2 (nerdctl: --net none)",
-			c.ContainerID, err)}
-	}
-	p.Annotations = merged(p.Annotations, c.Annotations)
-	if c.IfName != "" && c.IfName != ifName {
-		return nil, fmt.Errorf("CNI asks for interface %s; Lace makes %s", quote(c.IfName), ifName)
-	}
-	res, err := a.attachPod(ctx, p, c.Netns)
-	return wireResult(res), err
-}
-
-func (a *Agent) cniCheck(ctx context.Context, c wire.CNI) (*wire.Result, error) {
-	p, err := a.records.pod(ctx, c.ContainerID)
-	if err != nil {
-		return nil, undecidedError{fmt.Errorf("read the labels of pod %s: %w", c.ContainerID, err)}
-	}
-	p.Annotations = merged(p.Annotations, c.Annotations)
-	return nil, a.checkPod(p)
-}
-
-// checkPod fails for a pod that asks for Lace and is not wired.
-func (a *Agent) checkPod(p wire.Pod) error {
-	r, asks, err := ParseLabels(p.Labels, p.Annotations)
-	if err != nil {
-		return err
-	}
-	if !asks || p.HostNetwork {
-		return nil
-	}
-	if _, ok := a.dataplane.Attached(key(wire.CRINamespace, p.ID)); !ok {
-		return fmt.Errorf("pod %s asks for network %q and is not wired; remove the pod and run it again", p.ID, r.Network)
-	}
-	return nil
-}
-
-// attachPod wires a pod that asks and is not wired yet; the Result is nil when it asks for nothing.
-func (a *Agent) attachPod(ctx context.Context, p wire.Pod, netns string) (*Result, error) {
-	if p.HostNetwork {
-		return nil, nil
-	}
-	r, asks, err := ParseLabels(p.Labels, p.Annotations)
-	if !asks || err != nil {
-		return nil, err
-	}
-	if r, err = complete(r, wire.CRINamespace, p.ID, p.Name); err != nil {
-		return nil, err
-	}
-	if netns == "" {
-		return nil, fmt.Errorf("pod %s asks for network %q, but has no network namespace yet", p.ID, r.Network)
-	}
-	r.Netns = netns
-	defer a.one.lock(r.Container)()
-	if res, ok := a.dataplane.Attached(r.Container); ok {
-		a.learn(r.Container, 0)
-		return &res, nil
-	}
-	res, err := a.attach(ctx, r, 0)
-	if err != nil {
-		return nil, err
-	}
-	return &res, nil
+	return results, true
 }
 
 // complete gives r the fields that do not come from labels.
 func complete(r Request, namespace, id, name string) (Request, error) {
-	r.Container, r.IfName = key(namespace, id), ifName
+	r.Container = key(namespace, id)
 	if r.Name != "" {
 		return r, nil
 	}
@@ -287,16 +225,24 @@ func sameSocket(a, b string) bool {
 	return errors.Join(errA, errB) == nil && os.SameFile(sa, sb)
 }
 
-func wireResult(r *Result) *wire.Result {
-	if r == nil {
+func wireResult(results []Result) *wire.Result {
+	if len(results) == 0 {
 		return nil
 	}
-	w := &wire.Result{IfName: r.IfName, MAC: r.MAC.String(), MTU: r.MTU}
-	if r.V4.IsValid() {
-		w.IPs, w.Gateways = append(w.IPs, r.V4), append(w.Gateways, r.Gateway4)
-	}
-	if r.V6.IsValid() {
-		w.IPs, w.Gateways = append(w.IPs, r.V6), append(w.Gateways, r.Gateway6)
+	w := &wire.Result{}
+	for _, r := range results {
+		w.Interfaces = append(w.Interfaces, wireInterface(r))
 	}
 	return w
+}
+
+func wireInterface(r Result) wire.Interface {
+	i := wire.Interface{Network: r.Network, Name: r.IfName, MAC: r.MAC.String(), MTU: r.MTU}
+	if r.V4.IsValid() {
+		i.IPs, i.Gateways = append(i.IPs, r.V4), append(i.Gateways, r.Gateway4)
+	}
+	if r.V6.IsValid() {
+		i.IPs, i.Gateways = append(i.IPs, r.V6), append(i.Gateways, r.Gateway6)
+	}
+	return i
 }

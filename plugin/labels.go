@@ -3,15 +3,11 @@
 package plugin
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"maps"
-	"net"
-	"net/netip"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/lace-net/lace/plugin/wire"
@@ -24,53 +20,43 @@ const (
 	LabelMAC     = "lace.mac"
 	LabelName    = "lace.name"
 	LabelSticky  = "lace.sticky"
+	// LabelNet begins the labels of one network of several: LabelNet, its name, and one of the fields below.
+	LabelNet = "lace.net."
 )
 
-// The labels that the agent itself keeps on the record of a container, so that its addresses outlive
-// its task. A user's wish stands in the labels above, never here.
+// The fields of a network's own labels. The name before them may have dots too, they have none.
 const (
-	RecordAddress = "lace/address" // the addresses, comma separated
-	RecordMAC     = "lace/mac"
+	fieldIP      = "ip"
+	fieldMAC     = "mac"
+	fieldIfName  = "ifname"
+	fieldGateway = "gateway"
 )
 
 const (
-	maxValue   = 256 // bytes of any lace. value
-	maxName    = 253 // bytes; the longest name of a CRI pod
-	maxNetwork = 63  // bytes
-	maxQuoted  = 64  // bytes of bad input that an error repeats
+	maxNetworks = 8 // of one container
+	maxOdd      = 8 // labels that are refused by name: enough to mend them; the text stays bounded
 )
-
-// GatewayMAC is the gateway's on every node and in every network; no container may have it.
-var GatewayMAC = net.HardwareAddr{0x06, 0x00, 0x6c, 0x61, 0x63, 0x65}
 
 var (
 	userLabels = []string{LabelNetwork, LabelIP, LabelMAC, LabelName, LabelSticky}
+	netFields  = []string{fieldIP, fieldMAC, fieldIfName, fieldGateway}
 	nameForm   = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 )
 
 // ParseLabels reads what a container asks for. Annotations win over labels, key by key. asks is false
 // when it wants nothing of Lace. The Request has neither Container nor Netns, and Name only from
-// lace.name; all errors of the labels are reported at once.
+// lace.name; all errors of the labels are reported at once, in the same order always.
 func ParseLabels(labels, annotations map[string]string) (r Request, asks bool, err error) {
 	own := ownKeys(labels, annotations)
 	if len(own) == 0 {
 		return Request{}, false, nil
 	}
-	errs := unknownKeys(own)
-	if _, ok := own[LabelNetwork]; !ok {
-		errs = append(errs, fmt.Errorf("%s is set, but %s is not: name the network that the container is to join",
-			quoteAll(slices.Sorted(maps.Keys(own))), LabelNetwork))
-	}
-	for _, key := range userLabels {
-		value, ok := own[key]
-		if !ok {
-			continue
-		}
-		if err := setLabel(&r, key, value); err != nil {
-			errs = append(errs, fmt.Errorf("%s = %s: %w", key, quote(value), err))
-		}
-	}
-	return r, true, errors.Join(errs...)
+	w := reading{own: own, said: map[string]bool{}}
+	w.networks()
+	w.common()
+	w.perNetwork()
+	w.agree()
+	return w.Request, true, errors.Join(w.errs...)
 }
 
 func ownKeys(labels, annotations map[string]string) map[string]string {
@@ -85,209 +71,191 @@ func ownKeys(labels, annotations map[string]string) map[string]string {
 	return own
 }
 
-func unknownKeys(own map[string]string) (errs []error) {
-	for _, key := range slices.Sorted(maps.Keys(own)) {
+// reading is one pass over the labels of a container.
+type reading struct {
+	Request
+	own  map[string]string
+	said map[string]bool // the networks with a gateway label
+	errs []error
+}
+
+func (w *reading) refuse(format string, v ...any) { w.errs = append(w.errs, fmt.Errorf(format, v...)) }
+
+// read gives the value of a label to set, if the label is there.
+func (w *reading) read(key string, limit int, set func(value string) error) {
+	value, ok := w.own[key]
+	if !ok {
+		return
+	}
+	var err error
+	if len(value) > limit {
+		err = fmt.Errorf("is %d bytes long; at most %d are taken", len(value), limit)
+	} else {
+		err = set(value)
+	}
+	if err != nil {
+		w.refuse("%s = %s: %w", key, quote(value), err)
+	}
+}
+
+// networks makes an interface for each network of LabelNetwork; none where that makes no sense.
+func (w *reading) networks() {
+	if _, ok := w.own[LabelNetwork]; !ok {
+		w.refuse("%s is set, but %s is not: name the network that the container is to join",
+			quoteAll(slices.Sorted(maps.Keys(w.own))), LabelNetwork)
+	}
+	w.read(LabelNetwork, maxNetworks*(maxNetwork+2), func(value string) error {
+		names, err := parseNetworks(value)
+		for i, name := range names {
+			w.Interfaces = append(w.Interfaces, Interface{Network: name, IfName: fmt.Sprintf("eth%d", i)})
+		}
+		return err
+	})
+}
+
+// common reads the labels of the container; those of an interface mean its first.
+func (w *reading) common() {
+	first := &Interface{}
+	if len(w.Interfaces) > 0 {
+		first = &w.Interfaces[0]
+	}
+	w.read(LabelIP, maxValue, func(value string) error { return first.set(fieldIP, value) })
+	w.read(LabelMAC, maxValue, func(value string) error { return first.set(fieldMAC, value) })
+	w.read(LabelName, maxValue, func(value string) (err error) { w.Name, err = parseName(value); return err })
+	w.read(LabelSticky, maxValue, func(value string) (err error) { w.Sticky, err = parseBool(value); return err })
+}
+
+// perNetwork reads the labels of single networks, and refuses all that are left.
+func (w *reading) perNetwork() {
+	odd := 0
+	for _, key := range slices.Sorted(maps.Keys(w.own)) {
 		if slices.Contains(userLabels, key) {
 			continue
 		}
-		errs = append(errs, fmt.Errorf("unknown label %s%s; Lace knows %s",
-			quote(key), didYouMean(key), strings.Join(userLabels, ", ")))
-		if len(errs) == 8 { // enough to mend them; the text stays bounded
-			break
+		network, field, ok := splitNetLabel(key)
+		i := w.interfaceOf(network)
+		if ok && i != nil {
+			w.said[network] = w.said[network] || field == fieldGateway
+			w.read(key, maxValue, func(value string) error { return i.set(field, value) })
+			continue
+		}
+		if odd++; odd <= maxOdd {
+			w.refuseKey(key, network, ok)
 		}
 	}
-	return errs
 }
 
-func setLabel(r *Request, key, value string) (err error) {
-	if len(value) > maxValue {
-		return fmt.Errorf("is %d bytes long; at most %d are taken", len(value), maxValue)
+// splitNetLabel takes a network's label apart from both ends, since the name between them may have dots.
+func splitNetLabel(key string) (network, field string, ok bool) {
+	rest, ok := strings.CutPrefix(key, LabelNet)
+	at := strings.LastIndexByte(rest, '.')
+	if !ok || at <= 0 || !slices.Contains(netFields, rest[at+1:]) {
+		return "", "", false
 	}
-	switch key {
-	case LabelNetwork:
-		r.Network, err = parseNetwork(value)
-	case LabelIP:
-		r.IPs, err = parseIPs(value)
-	case LabelMAC:
-		r.MAC, err = parseMAC(value)
-	case LabelName:
-		r.Name, err = parseName(value)
-	case LabelSticky:
-		r.Sticky, err = parseBool(value)
+	return rest[:at], rest[at+1:], true
+}
+
+// interfaceOf returns the interface in a network, nil where none is. While it is not known which networks are meant, each
+// label gets an interface of its own, so that the errors of its value are found all the same.
+func (w *reading) interfaceOf(network string) *Interface {
+	if len(w.Interfaces) == 0 {
+		return &Interface{}
+	}
+	at := slices.IndexFunc(w.Interfaces, func(i Interface) bool { return i.Network == network })
+	if at < 0 {
+		return nil
+	}
+	return &w.Interfaces[at]
+}
+
+func (w *reading) refuseKey(key, network string, isNet bool) {
+	hint := didYouMean(key, w.knownLabels())
+	if isNet {
+		w.refuse("%s is about network %s%s, which %s does not name; it names %s", quote(key), quote(network), hint, LabelNetwork,
+			quoteAll(networkNames(w.Interfaces)))
+		return
+	}
+	w.refuse("unknown label %s%s; Lace knows %s, and %s<network>. with %s", quote(key), hint,
+		strings.Join(userLabels, ", "), LabelNet, strings.Join(netFields, ", "))
+}
+
+// knownLabels are all that this container may have.
+func (w *reading) knownLabels() []string {
+	known := slices.Clone(userLabels)
+	for _, i := range w.Interfaces {
+		for _, field := range netFields {
+			known = append(known, netLabel(i.Network, field))
+		}
+	}
+	return known
+}
+
+func netLabel(network, field string) string { return LabelNet + network + "." + field }
+
+func networkNames(interfaces []Interface) (names []string) {
+	for _, i := range interfaces {
+		names = append(names, i.Network)
+	}
+	return names
+}
+
+// set reads the value of one field; what it was before stays where the value makes no sense.
+func (i *Interface) set(field, value string) error {
+	next := *i
+	var err error
+	switch field {
+	case fieldIP:
+		next.IPs, err = parseIPs(value)
+	case fieldMAC:
+		next.MAC, err = parseMAC(value)
+	case fieldIfName:
+		next.IfName, err = parseIfName(value)
+	case fieldGateway:
+		next.Gateway, err = parseBool(value)
+	}
+	if err == nil {
+		*i = next
 	}
 	return err
 }
 
-func parseNetwork(value string) (string, error) {
-	value = strings.TrimSpace(value)
-	switch {
-	case value == "":
-		return "", errors.New("names no network; give one of the topology file's")
-	case strings.Contains(value, ","):
-		return "", errors.New("names several networks; this release joins a container to one")
-	case len(value) > maxNetwork:
-		return "", fmt.Errorf("is longer than %d bytes, which no network name is", maxNetwork)
-	case !nameForm.MatchString(value):
-		return "", errors.New("is no network name; one has letters, digits, '.', '_' and '-'")
+// agree refuses labels that contradict each other, and decides which network has the default route where none says so.
+func (w *reading) agree() {
+	if len(w.Interfaces) == 0 {
+		return
 	}
-	return value, nil
-}
-
-func parseIPs(value string) ([]netip.Addr, error) {
-	var ips []netip.Addr
-	for field := range strings.SplitSeq(value, ",") {
-		ip, err := netip.ParseAddr(strings.TrimSpace(field))
-		if err != nil {
-			return nil, fmt.Errorf("%s is no IP address; give one IPv4 and/or one IPv6 address, without prefix length, separated by a comma",
-				quote(strings.TrimSpace(field)))
-		}
-		if err := checkIP(ip); err != nil {
-			return nil, err
-		}
-		if slices.ContainsFunc(ips, func(o netip.Addr) bool { return o.Is4() == ip.Is4() }) {
-			return nil, fmt.Errorf("has two addresses of %s; give at most one", family(ip))
-		}
-		ips = append(ips, ip)
-	}
-	return ips, nil
-}
-
-func checkIP(ip netip.Addr) error {
-	switch {
-	case ip.Zone() != "":
-		return fmt.Errorf("%s has a zone; leave %%%s away", quote(ip.String()), quote(ip.Zone()))
-	case ip.Is4In6():
-		return fmt.Errorf("%s is IPv4 written as IPv6; write %s", ip, ip.Unmap())
-	case ip.IsUnspecified(), ip.IsLoopback(), ip.IsMulticast(), ip.IsLinkLocalUnicast():
-		return fmt.Errorf("%s is no unicast address that a network can have; give one of the network's block on this node", ip)
-	}
-	return nil
-}
-
-func family(ip netip.Addr) string {
-	if ip.Is4() {
-		return "IPv4"
-	}
-	return "IPv6"
-}
-
-func parseMAC(value string) (net.HardwareAddr, error) {
-	mac, err := net.ParseMAC(strings.TrimSpace(value))
-	switch {
-	case err != nil || len(mac) != 6:
-		return nil, errors.New("is no MAC address; write it as 02:00:00:00:00:01")
-	case mac[0]&1 != 0:
-		return nil, errors.New("is a group address; a container needs a unicast one, whose first byte is even")
-	case bytes.Equal(mac, make([]byte, 6)):
-		return nil, errors.New("is no address of any interface; leave the label away to get one chosen")
-	case bytes.Equal(mac, GatewayMAC):
-		return nil, errors.New("is the gateway's, on every node; choose another")
-	}
-	return mac, nil
-}
-
-func parseName(value string) (string, error) {
-	if len(value) > maxName {
-		return "", fmt.Errorf("is %d bytes long; at most %d are taken", len(value), maxName)
-	}
-	if !nameForm.MatchString(value) {
-		return "", errors.New("is no name; it begins with a letter or digit and goes on with those, '.', '_' and '-'")
-	}
-	return value, nil
-}
-
-func parseBool(value string) (bool, error) {
-	b, err := strconv.ParseBool(strings.TrimSpace(value))
-	if err != nil {
-		return false, errors.New("is neither true nor false")
-	}
-	return b, nil
-}
-
-// didYouMean names the known label that is at most a third of its letters away.
-func didYouMean(key string) string {
-	if len(key) > maxValue {
-		return ""
-	}
-	best, distance := "", len(key)/3+1
-	for _, known := range userLabels {
-		if d := editDistance(key, known); d < distance {
-			best, distance = known, d
+	first := &w.Interfaces[0]
+	w.notBoth(LabelIP, netLabel(first.Network, fieldIP))
+	w.notBoth(LabelMAC, netLabel(first.Network, fieldMAC))
+	w.distinctNames()
+	var gateways []string
+	for _, i := range w.Interfaces {
+		if i.Gateway {
+			gateways = append(gateways, i.Network)
 		}
 	}
-	if best == "" {
-		return ""
+	if len(gateways) > 1 {
+		w.refuse("gateway is true for the networks %s; the default route leads into one of them only", quoteAll(gateways))
 	}
-	return fmt.Sprintf(" (did you mean %q?)", best)
+	first.Gateway = first.Gateway || len(gateways) == 0 && !w.said[first.Network]
 }
 
-// editDistance counts the bytes to insert, delete or replace to get from a to b.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
+func (w *reading) notBoth(a, b string) {
+	_, hasA := w.own[a]
+	_, hasB := w.own[b]
+	if hasA && hasB {
+		w.refuse("%s and %s are both set and mean the same; leave one of them away", a, b)
 	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+}
+
+func (w *reading) distinctNames() {
+	of := map[string]string{}
+	for _, i := range w.Interfaces {
+		if other, taken := of[i.IfName]; taken {
+			w.refuse("networks %s and %s both have the interface %s; give one of them another name with %s",
+				quote(other), quote(i.Network), quote(i.IfName), netLabel(i.Network, fieldIfName))
+			continue
 		}
+		of[i.IfName] = i.Network
 	}
-	return row[len(b)]
-}
-
-// quote makes foreign text fit for an error: bounded, and with control characters escaped.
-func quote(s string) string {
-	if len(s) > maxQuoted {
-		s = s[:maxQuoted] + "…"
-	}
-	return strconv.Quote(s)
-}
-
-func quoteAll(keys []string) string {
-	if len(keys) > 4 {
-		keys = append(keys[:4:4], "…")
-	}
-	for i, k := range keys {
-		keys[i] = quote(k)
-	}
-	return strings.Join(keys, ", ")
-}
-
-// addressRecord is what RecordAddress and RecordMAC hold for a container wired as res says.
-func addressRecord(res Result) map[string]string {
-	var ips []string
-	for _, p := range []netip.Prefix{res.V4, res.V6} {
-		if p.IsValid() {
-			ips = append(ips, p.Addr().String())
-		}
-	}
-	return map[string]string{RecordAddress: strings.Join(ips, ","), RecordMAC: res.MAC.String()}
-}
-
-// withRecord returns r with the addresses of the record filled in where the labels wish for none of
-// that kind, and whether there were any. A record that cannot be read is as good as none.
-func withRecord(r Request, labels map[string]string) (Request, bool) {
-	filled := false
-	r.IPs = slices.Clone(r.IPs)
-	if ips, err := parseIPs(labels[RecordAddress]); err == nil {
-		for _, ip := range ips {
-			if slices.ContainsFunc(r.IPs, func(o netip.Addr) bool { return o.Is4() == ip.Is4() }) {
-				continue
-			}
-			r.IPs, filled = append(r.IPs, ip), true
-		}
-	}
-	if r.MAC == nil {
-		if mac, err := parseMAC(labels[RecordMAC]); err == nil {
-			r.MAC, filled = mac, true
-		}
-	}
-	return r, filled
 }

@@ -162,9 +162,9 @@ func (a *Agent) settle(ctx context.Context, c container, r Request) error {
 	if c.pid == 0 {
 		return a.settleStopped(ctx, c, r)
 	}
-	id := key(c.namespace, c.id)
-	if _, ok := a.dataplane.Attached(id); ok {
-		a.learnListed(id, c.pid)
+	r.Container = key(c.namespace, c.id)
+	if _, ok := a.wired(r); ok {
+		a.learnListed(r.Container, c.pid)
 		return nil
 	}
 	_, err := a.attachContainer(ctx, c, r)
@@ -186,13 +186,23 @@ func (a *Agent) settleStopped(ctx context.Context, c container, r Request) error
 		return fmt.Errorf("detach stopped container %s: %w", r.Container, err)
 	}
 	r, _ = withRecord(r, c.labels)
-	if len(r.IPs) == 0 {
-		return nil
+	return a.reserve(ctx, r)
+}
+
+// reserve holds the addresses of r network by network, so that one which cannot be had any more costs no other.
+func (a *Agent) reserve(ctx context.Context, r Request) error {
+	var errs []error
+	for _, i := range r.Interfaces {
+		if len(i.IPs) == 0 {
+			continue
+		}
+		one := r
+		one.Interfaces = []Interface{i}
+		if err := a.dataplane.Reserve(ctx, one); err != nil {
+			errs = append(errs, fmt.Errorf("reserve the addresses of stopped container %s: %w", r.Container, err))
+		}
 	}
-	if err := a.dataplane.Reserve(ctx, r); err != nil {
-		return fmt.Errorf("reserve the addresses of stopped container %s: %w", r.Container, err)
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // learnListed notes a container as it was listed. It reports false for one that was started since: what is known of

@@ -221,19 +221,29 @@ func result(conf netConf, c wire.CNI, r *wire.Result) cniResult {
 		out.IPs = []cniIP{withVersion(conf, cniIP{Address: "127.0.0.1/8"})}
 		return out
 	}
-	first := 0
-	out.Interfaces = []cniInterface{{Name: r.IfName, Mac: r.MAC, Sandbox: c.Netns}}
-	if conf.CNIVersion == "1.1.0" {
-		out.Interfaces[0].MTU = r.MTU
-	}
-	for i, p := range r.IPs {
-		ip := cniIP{Interface: &first, Address: p.String()}
-		if i < len(r.Gateways) && r.Gateways[i].IsValid() {
-			ip.Gateway = r.Gateways[i].String()
+	for n, i := range r.Interfaces {
+		one := cniInterface{Name: i.Name, Mac: i.MAC, Sandbox: c.Netns}
+		if conf.CNIVersion == "1.1.0" {
+			one.MTU = i.MTU
 		}
-		out.IPs = append(out.IPs, withVersion(conf, ip))
+		out.Interfaces = append(out.Interfaces, one)
+		for _, ip := range addresses(i, n) {
+			out.IPs = append(out.IPs, withVersion(conf, ip))
+		}
 	}
 	return out
+}
+
+// addresses lists those of the interface that has the place n among the interfaces.
+func addresses(i wire.Interface, n int) (ips []cniIP) {
+	for k, p := range i.IPs {
+		ip := cniIP{Interface: &n, Address: p.String()}
+		if k < len(i.Gateways) && i.Gateways[k].IsValid() {
+			ip.Gateway = i.Gateways[k].String()
+		}
+		ips = append(ips, ip)
+	}
+	return ips
 }
 
 // withVersion adds the family, which results before 1.0.0 had to name.

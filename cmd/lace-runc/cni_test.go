@@ -31,9 +31,13 @@ func podReply(t *testing.T, config string) []byte {
 
 func TestCNI(t *testing.T) {
 	gone := filepath.Join(t.TempDir(), "gone.sock")
-	wired := agentThat(t, wire.Answer{Result: &wire.Result{IfName: "eth0", MAC: "02:00:00:00:00:01", MTU: 1460,
+	eth0 := wire.Interface{Network: "backend", Name: "eth0", MAC: "02:00:00:00:00:01", MTU: 1460,
 		IPs:      []netip.Prefix{netip.MustParsePrefix("10.40.1.7/24"), netip.MustParsePrefix("fd40::7/64")},
-		Gateways: []netip.Addr{netip.MustParseAddr("10.40.1.1"), {}}}})
+		Gateways: []netip.Addr{netip.MustParseAddr("10.40.1.1"), {}}}
+	eth1 := wire.Interface{Network: "storage", Name: "eth1", MAC: "02:4c:0a:32:00:12", MTU: 1442,
+		IPs: []netip.Prefix{netip.MustParsePrefix("10.50.0.18/24")}, Gateways: []netip.Addr{{}}}
+	wired := agentThat(t, wire.Answer{Result: &wire.Result{Interfaces: []wire.Interface{eth0}}})
+	twice := agentThat(t, wire.Answer{Result: &wire.Result{Interfaces: []wire.Interface{eth0, eth1}}})
 	asks := containerdWith(t, "0", podReply(t, `{"labels":{"lace.network":"backend"}}`))
 	plain := containerdWith(t, "0", podReply(t, `{"labels":{"app":"web"}}`))
 	tests := []struct {
@@ -44,6 +48,8 @@ func TestCNI(t *testing.T) {
 		{"ADD", "ADD", "1.0.0", wired, gone, "", 0, `"interfaces":[{"name":"eth0","mac":"02:00:00:00:00:01","sandbox":"/n"}],"ips":[{"interface":0,"address":"10.40.1.7/24","gateway":"10.40.1.1"},{"interface":0,"address":"fd40::7/64"}]`},
 		{"ADD 1.1.0 has the MTU", "ADD", "1.1.0", wired, gone, "", 0, `"mtu":1460`},
 		{"ADD 0.4.0 has the family", "ADD", "0.4.0", wired, gone, "", 0, `{"version":"6","interface":0,"address":"fd40::7/64"}`},
+		{"ADD with two networks", "ADD", "1.0.0", twice, gone, "", 0, `"interfaces":[{"name":"eth0","mac":"02:00:00:00:00:01","sandbox":"/n"},{"name":"eth1","mac":"02:4c:0a:32:00:12","sandbox":"/n"}],"ips":[{"interface":0,"address":"10.40.1.7/24","gateway":"10.40.1.1"},{"interface":0,"address":"fd40::7/64"},{"interface":1,"address":"10.50.0.18/24"}]`},
+		{"ADD 1.1.0 has both MTUs", "ADD", "1.1.0", twice, gone, "", 0, `"mtu":1460,"sandbox":"/n"},{"name":"eth1","mac":"02:4c:0a:32:00:12","mtu":1442`},
 		{"ADD of a pod that asks for nothing", "ADD", "1.0.0", agentThat(t, wire.Answer{}), gone, "", 0, `"ips":[{"address":"127.0.0.1/8"}]`},
 		{"ADD refused", "ADD", "1.0.0", agentThat(t, wire.Answer{Error: "full"}), gone, "", 1, `"code":100,"msg":"lace: full"`},
 		{"ADD without agent, asks by label", "ADD", "1.0.0", gone, asks, "", 1, `pod asks for network \"backend\", but the Lace agent is not running`},

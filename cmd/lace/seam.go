@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"net"
-	"net/netip"
 
 	"github.com/lace-net/lace/dataplane"
 	"github.com/lace-net/lace/plugin"
@@ -16,20 +15,14 @@ type seam struct{ d *dataplane.Dataplane }
 
 var _ plugin.Dataplane = seam{}
 
-func (s seam) Attach(ctx context.Context, r plugin.Request) (plugin.Result, error) {
-	port, err := s.d.Attach(ctx, request(r))
-	if err != nil {
-		return plugin.Result{}, err
-	}
-	return result(port), nil
+func (s seam) Attach(ctx context.Context, r plugin.Request) ([]plugin.Result, error) {
+	ports, err := s.d.Attach(ctx, request(r))
+	return results(ports), err
 }
 
-func (s seam) Attached(container string) (plugin.Result, bool) {
-	port, ok := s.d.Attached(container)
-	if !ok {
-		return plugin.Result{}, false
-	}
-	return result(port), true
+func (s seam) Attached(container string) ([]plugin.Result, bool) {
+	ports, ok := s.d.Attached(container)
+	return results(ports), ok
 }
 
 func (s seam) Detach(ctx context.Context, container string) error {
@@ -49,24 +42,31 @@ func (s seam) Retain(ctx context.Context, live []string) error {
 }
 
 func request(r plugin.Request) dataplane.Request {
-	out := dataplane.Request{
-		Container: r.Container, Name: r.Name, Network: r.Network, IPs: r.IPs, Sticky: r.Sticky, Netns: r.Netns, IfName: r.IfName,
+	out := dataplane.Request{Container: r.Container, Name: r.Name, Sticky: r.Sticky, Netns: r.Netns}
+	for _, i := range r.Interfaces {
+		one := dataplane.Interface{Network: i.Network, IPs: i.IPs, IfName: i.IfName, Gateway: i.Gateway}
+		copy(one.MAC[:], i.MAC)
+		out.Interfaces = append(out.Interfaces, one)
 	}
-	copy(out.MAC[:], r.MAC)
 	return out
 }
 
-func result(p dataplane.Port) plugin.Result {
-	return plugin.Result{
-		IfName: p.IfName, V4: host(p.V4), V6: host(p.V6), Gateway4: p.Gateway4, Gateway6: p.Gateway6,
-		MAC: net.HardwareAddr(p.MAC[:]), MTU: p.MTU,
+func results(ports []dataplane.Port) (all []plugin.Result) {
+	for _, p := range ports {
+		all = append(all, result(p))
 	}
+	return all
 }
 
-// host is an address as it stands on a container's interface: alone, everything else is behind the gateway.
-func host(a netip.Addr) netip.Prefix {
-	if !a.IsValid() {
-		return netip.Prefix{}
+func result(p dataplane.Port) plugin.Result {
+	r := plugin.Result{Network: p.Network, IfName: p.IfName, Gateway4: p.Gateway4, Gateway6: p.Gateway6,
+		MAC: net.HardwareAddr(p.MAC[:]), MTU: p.MTU}
+	for _, prefix := range p.Prefixes {
+		if prefix.Addr().Is4() {
+			r.V4 = prefix
+		} else {
+			r.V6 = prefix
+		}
 	}
-	return netip.PrefixFrom(a, a.BitLen())
+	return r
 }

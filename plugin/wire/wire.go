@@ -20,7 +20,7 @@ import (
 
 const (
 	// Version is the version of Message and Answer; the agent refuses any other.
-	Version = 1
+	Version = 2
 	// DefaultSocket is where the agent listens.
 	DefaultSocket = "/run/lace/lace.sock"
 	// DefaultContainerd is where containerd listens.
@@ -92,14 +92,20 @@ type Answer struct {
 	Result    *Result `json:"result,omitempty"` // nil: the container did not ask for Lace
 }
 
-// Result is how a container was wired.
+// Result is how a container was wired: its interfaces, in the order of the networks that it asks for.
 type Result struct {
-	IfName string         `json:"ifname"`
-	IPs    []netip.Prefix `json:"ips"`
+	Interfaces []Interface `json:"interfaces"`
+}
+
+// Interface is one interface of a container.
+type Interface struct {
+	Network string         `json:"network"`
+	Name    string         `json:"name"`
+	IPs     []netip.Prefix `json:"ips"`
 	// Gateways has one entry for each of IPs; the zero Addr where there is none.
 	Gateways []netip.Addr `json:"gateways"`
 	MAC      string       `json:"mac"`
-	MTU      int          `json:"mtu"`
+	MTU      int          `json:"mtu"` // bytes
 }
 
 // ErrTooLarge is returned for a message of more than MaxMessage bytes.
