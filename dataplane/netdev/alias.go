@@ -20,16 +20,27 @@ const maxAlias = 255
 
 const hexDigits = "0123456789ABCDEF"
 
-// EncodeAlias writes an attachment as the alias of its host interface, from which a fresh agent
+// label is what the alias of a port's host end says.
+type label struct {
+	plan.Attachment
+	hadIPv6 bool // a device given by name had IPv6 switched on before: its release does so again
+}
+
+// encodeAlias writes an attachment as the alias of its host interface, from which a fresh agent
 // learns it again. One line of words in a fixed order, absent ones left out:
 //
 //	lace port=1 c=default/4f1c net=100/backend if=eth0 v4=10.40.1.2 v6=fd40:0:1::2 mac=064c0a280102 sticky name=web
+//	lace port=1 c=device/tap0 net=200/storage if= dev=tap0 v4=10.50.0.200 mac=525400000001 nogw ip6 name=vm
 //
+// nogw says that the container's default route leads elsewhere: the agents that had no word for it gave one to every port.
 // Bytes outside printable ASCII, spaces and % stand as %XX. The name comes last and loses its end
 // where the whole would pass 255 bytes; it fails when even the rest does not fit.
-func EncodeAlias(a plan.Attachment) (string, error) {
+func encodeAlias(a label) (string, error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s1 c=%s net=%d/%s if=%s", portAlias, escape(a.Container), a.NetworkID, escape(a.Network), escape(a.IfName))
+	if a.Device != "" {
+		b.WriteString(" dev=" + escape(a.Device))
+	}
 	if a.V4.IsValid() {
 		b.WriteString(" v4=" + a.V4.String())
 	}
@@ -37,8 +48,13 @@ func EncodeAlias(a plan.Attachment) (string, error) {
 		b.WriteString(" v6=" + a.V6.String())
 	}
 	b.WriteString(" mac=" + hex.EncodeToString(a.MAC[:]))
-	if a.Sticky {
-		b.WriteString(" sticky")
+	for _, flag := range []struct {
+		word string
+		set  bool
+	}{{"sticky", a.Sticky}, {"nogw", !a.Gateway}, {"ip6", a.hadIPv6}} {
+		if flag.set {
+			b.WriteString(" " + flag.word)
+		}
 	}
 	if b.Len() > maxAlias {
 		return "", fmt.Errorf("describe container %s in network %s: %d bytes do not fit the %d of an interface alias; a shorter container id, namespace or network name does",
@@ -50,29 +66,29 @@ func EncodeAlias(a plan.Attachment) (string, error) {
 	return b.String(), nil
 }
 
-// DecodeAlias reads what EncodeAlias wrote, and nothing else: any other spelling is refused.
-func DecodeAlias(s string) (plan.Attachment, error) {
+// decodeAlias reads what encodeAlias wrote, and nothing else: any other spelling is refused.
+func decodeAlias(s string) (label, error) {
 	version, rest, _ := strings.Cut(strings.TrimPrefix(s, portAlias), " ")
 	if !strings.HasPrefix(s, portAlias) {
-		return plan.Attachment{}, fmt.Errorf("alias %q is not that of a Lace port", s)
+		return label{}, fmt.Errorf("alias %q is not that of a Lace port", s)
 	}
 	if version != "1" {
-		return plan.Attachment{}, fmt.Errorf("alias %q has version %q, this agent reads version 1: run the agent that wrote it, or remove the container", s, version)
+		return label{}, fmt.Errorf("alias %q has version %q, this agent reads version 1: run the agent that wrote it, or remove the container", s, version)
 	}
-	var a plan.Attachment
+	a := label{Attachment: plan.Attachment{Gateway: true}}
 	for _, word := range strings.Split(rest, " ") {
 		key, value, _ := strings.Cut(word, "=")
 		if err := decodeWord(&a, key, value); err != nil {
-			return plan.Attachment{}, fmt.Errorf("alias %q: %w", s, err)
+			return label{}, fmt.Errorf("alias %q: %w", s, err)
 		}
 	}
-	if again, err := EncodeAlias(a); err != nil || again != s {
-		return plan.Attachment{}, fmt.Errorf("alias %q is not in the form that Lace writes", s)
+	if again, err := encodeAlias(a); err != nil || again != s {
+		return label{}, fmt.Errorf("alias %q is not in the form that Lace writes", s)
 	}
 	return a, nil
 }
 
-func decodeWord(a *plan.Attachment, key, value string) (err error) {
+func decodeWord(a *label, key, value string) (err error) {
 	switch key {
 	case "c":
 		a.Container, err = unescape(value)
@@ -84,6 +100,8 @@ func decodeWord(a *plan.Attachment, key, value string) (err error) {
 		}
 	case "if":
 		a.IfName, err = unescape(value)
+	case "dev":
+		a.Device, err = unescape(value)
 	case "v4":
 		a.V4, err = parseFamily(value, netip.Addr.Is4)
 	case "v6":
@@ -92,6 +110,10 @@ func decodeWord(a *plan.Attachment, key, value string) (err error) {
 		err = decodeMAC(&a.MAC, value)
 	case "sticky":
 		a.Sticky = true
+	case "nogw":
+		a.Gateway = false
+	case "ip6":
+		a.hadIPv6 = true
 	case "name":
 		a.Name, err = unescape(value)
 	default:

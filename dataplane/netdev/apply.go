@@ -117,10 +117,18 @@ func (a *applier) bridge(n *plan.Network, vrf netlink.Link) (*device, error) {
 		d.noLinkLocal,
 		d.noRouterAdvertisements,
 		d.bridgeSettings,
-		func() error { return d.mtu(a.o.MTU) },
+		func() error { return d.mtu(a.mtu(n)) },
 		func() error { return d.master(vrf) },
 		func() error { return a.gateways(d, n.Gateways) },
 	)
+}
+
+// mtu is the largest IP packet of a container in the network.
+func (a *applier) mtu(n *plan.Network) int {
+	if a.o.MTU == 0 {
+		return 0
+	}
+	return a.o.MTU - n.Overhead
 }
 
 // ports puts the plan's ports into their bridges: those of a network that left the topology and came back are in none.
@@ -128,7 +136,7 @@ func (a *applier) ports(p *plan.Plan) error {
 	var errs []error
 	for i := range p.Ports {
 		l, bridge := a.links[p.Ports[i].HostIf], a.links[p.Ports[i].Bridge]
-		if l == nil || bridge == nil || !owned(l) || l.Attrs().MasterIndex == bridge.Attrs().Index {
+		if l == nil || bridge == nil || !isPort(l) || l.Attrs().MasterIndex == bridge.Attrs().Index {
 			continue
 		}
 		d, err := a.host.read(a.recorder, l)
@@ -188,7 +196,7 @@ func (a *applier) headroom(n *plan.Network, bridge *device) error {
 	}
 	return each(
 		func() error { return d.alias(networkAlias + n.Name) },
-		func() error { return d.mtu(a.o.MTU) },
+		func() error { return d.mtu(a.mtu(n)) },
 		func() error { return d.master(bridge.Link) },
 	)
 }
@@ -198,6 +206,7 @@ func headroomName(n *plan.Network) string { return fmt.Sprintf("lacer%d", n.ID) 
 // removeStale removes our links that the plan no longer has, and what a crash left half made.
 func (a *applier) removeStale(p *plan.Plan) error {
 	wanted := map[string]bool{}
+	wanted[segmenterNear], wanted[segmenterFar] = needsSegmenter(p), needsSegmenter(p)
 	for i := range p.Networks {
 		n := &p.Networks[i]
 		wanted[n.Bridge], wanted[headroomName(n)] = true, true

@@ -23,12 +23,12 @@ import (
 func TestApplyTwiceChangesNothing(t *testing.T) {
 	forms(t, func(t *testing.T, vrf bool) {
 		h, _ := host(t)
-		changes, err := h.Apply(testPlan(), Options{VRF: vrf, MTU: podMTU})
+		changes, err := h.Apply(testPlan(), Options{VRF: vrf, MTU: uplinkMTU})
 		must(t, err)
 		if len(changes) == 0 {
 			t.Fatal("the first Apply did nothing")
 		}
-		changes, err = h.Apply(testPlan(), Options{VRF: vrf, MTU: podMTU})
+		changes, err = h.Apply(testPlan(), Options{VRF: vrf, MTU: uplinkMTU})
 		noChanges(t, changes, err)
 	})
 }
@@ -36,7 +36,7 @@ func TestApplyTwiceChangesNothing(t *testing.T) {
 func TestBridge(t *testing.T) {
 	forms(t, func(t *testing.T, vrf bool) {
 		h, c := host(t)
-		_, err := h.Apply(testPlan(), Options{VRF: vrf, MTU: podMTU})
+		_, err := h.Apply(testPlan(), Options{VRF: vrf, MTU: uplinkMTU})
 		must(t, err)
 		b := mustLink(t, c, "laceb100")
 		a := b.Attrs()
@@ -75,7 +75,7 @@ func TestBridge(t *testing.T) {
 func TestVRFTableEndsTheLookup(t *testing.T) {
 	h, c := host(t)
 	skipWithoutVRF(t, h)
-	_, err := h.Apply(testPlan(), Options{VRF: true, MTU: podMTU})
+	_, err := h.Apply(testPlan(), Options{VRF: true, MTU: uplinkMTU})
 	must(t, err)
 	v := mustLink(t, c, "lacev100").(*netlink.Vrf)
 	if v.Table != 0x4c000064 || v.Attrs().Flags&net.FlagUp == 0 || v.Attrs().Alias != "lace network=backend" {
@@ -85,7 +85,7 @@ func TestVRFTableEndsTheLookup(t *testing.T) {
 		t.Errorf("the bridge's master is %d, not the VRF %d", m, v.Attrs().Index)
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		rs, err := c.ownRoutes(family)
+		rs, err := c.ownRoutes(family, anyDevice)
 		must(t, err)
 		if !slices.ContainsFunc(rs, func(r netlink.Route) bool { return r.Table == 0x4c000064 && r.Type == unix.RTN_UNREACHABLE }) {
 			t.Errorf("family %d has no unreachable default in the VRF's table: %v", family, rs)
@@ -102,7 +102,7 @@ func TestVRFTableEndsTheLookup(t *testing.T) {
 // The host's tables must not learn of the overlay's addresses where there is no VRF.
 func TestWithoutVRFNothingReachesTheHostsTables(t *testing.T) {
 	h, c := host(t)
-	_, err := h.Apply(testPlan(), Options{MTU: podMTU})
+	_, err := h.Apply(testPlan(), Options{MTU: uplinkMTU})
 	must(t, err)
 	container := newNetns(t)
 	wire(t, h, testPort(container))
@@ -120,7 +120,7 @@ func TestWithoutVRFNothingReachesTheHostsTables(t *testing.T) {
 func TestApplyCorrectsDrift(t *testing.T) {
 	forms(t, func(t *testing.T, vrf bool) {
 		h, c := host(t)
-		_, err := h.Apply(testPlan(), Options{VRF: vrf, MTU: podMTU})
+		_, err := h.Apply(testPlan(), Options{VRF: vrf, MTU: uplinkMTU})
 		must(t, err)
 		b := mustLink(t, c, "laceb100")
 		must(t, c.LinkSetMTU(b, 1300))
@@ -128,13 +128,13 @@ func TestApplyCorrectsDrift(t *testing.T) {
 		must(t, c.LinkSetHardwareAddr(b, net.HardwareAddr{2, 0, 0, 0, 0, 1}))
 		addAddress(t, c, b, "192.0.2.1/24")
 		must(t, c.LinkSetAlias(b, "lace network=old"))
-		_, err = h.Apply(testPlan(), Options{VRF: vrf, MTU: podMTU})
+		_, err = h.Apply(testPlan(), Options{VRF: vrf, MTU: uplinkMTU})
 		must(t, err)
 		a := mustLink(t, c, "laceb100").Attrs()
 		if a.MTU != podMTU || a.Flags&net.FlagUp == 0 || a.HardwareAddr.String() != plan.GatewayMAC.String() || a.Alias != "lace network=backend" {
 			t.Errorf("bridge is %+v", a)
 		}
-		changes, err := h.Apply(testPlan(), Options{VRF: vrf, MTU: podMTU})
+		changes, err := h.Apply(testPlan(), Options{VRF: vrf, MTU: uplinkMTU})
 		noChanges(t, changes, err)
 	})
 }
@@ -142,7 +142,7 @@ func TestApplyCorrectsDrift(t *testing.T) {
 func TestApplyRemovesWhatThePlanDropped(t *testing.T) {
 	forms(t, func(t *testing.T, vrf bool) {
 		h, c := host(t)
-		o := Options{VRF: vrf, MTU: podMTU}
+		o := Options{VRF: vrf, MTU: uplinkMTU}
 		_, err := h.Apply(testPlan(), o)
 		must(t, err)
 		p := testPlan()
@@ -155,7 +155,7 @@ func TestApplyRemovesWhatThePlanDropped(t *testing.T) {
 		changes, err := h.Apply(p, o)
 		noChanges(t, changes, err)
 		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-			rs, err := c.ownRoutes(family)
+			rs, err := c.ownRoutes(family, anyDevice)
 			must(t, err)
 			if slices.ContainsFunc(rs, func(r netlink.Route) bool { return r.Table == 0x4c000064 }) {
 				t.Errorf("routes are left in the VRF's table: %v", rs)
@@ -179,9 +179,9 @@ func TestApplyRemovesManyAtOnce(t *testing.T) {
 				n.Table += uint32(1 + id)
 				p.Networks = append(p.Networks, n)
 			}
-			_, err := h.Apply(p, Options{MTU: podMTU})
+			_, err := h.Apply(p, Options{MTU: uplinkMTU})
 			must(t, err)
-			changes, err := h.Apply(testPlan(), Options{MTU: podMTU})
+			changes, err := h.Apply(testPlan(), Options{MTU: uplinkMTU})
 			must(t, err)
 			removed := 0
 			for _, change := range changes {
@@ -203,12 +203,12 @@ func TestChangeOfForm(t *testing.T) {
 	h, c := host(t)
 	skipWithoutVRF(t, h)
 	for _, vrf := range []bool{true, false, true} {
-		_, err := h.Apply(testPlan(), Options{VRF: vrf, MTU: podMTU})
+		_, err := h.Apply(testPlan(), Options{VRF: vrf, MTU: uplinkMTU})
 		must(t, err)
 		if in := mustLink(t, c, "laceb100").Attrs().MasterIndex != 0; in != vrf {
 			t.Errorf("bridge in a VRF: %v, want %v", in, vrf)
 		}
-		changes, err := h.Apply(testPlan(), Options{VRF: vrf, MTU: podMTU})
+		changes, err := h.Apply(testPlan(), Options{VRF: vrf, MTU: uplinkMTU})
 		noChanges(t, changes, err)
 	}
 }
@@ -219,7 +219,7 @@ func TestForeignBridgeIsNotTouched(t *testing.T) {
 	before := mustLink(t, c, "laceb100").Attrs()
 	p := testPlan()
 	p.Networks = append(p.Networks, plan.Network{Name: "other", ID: 101, VRF: "lacev101", Table: 0x4c000065, Bridge: "laceb101"})
-	_, err := h.Apply(p, Options{MTU: podMTU})
+	_, err := h.Apply(p, Options{MTU: uplinkMTU})
 	wantError(t, err, "laceb100", "not Lace's", "ip link del laceb100")
 	var fe *ForeignError
 	if !errors.As(err, &fe) {
@@ -243,7 +243,7 @@ func TestHalfMadeLinkIsOurs(t *testing.T) {
 	must(t, c.LinkAdd(&netlink.Bridge{LinkAttrs: at}))
 	at.Name = "lace0123456789a"
 	must(t, c.LinkAdd(&netlink.Veth{LinkAttrs: at, PeerName: "x0"}))
-	_, err := h.Apply(testPlan(), Options{MTU: podMTU})
+	_, err := h.Apply(testPlan(), Options{MTU: uplinkMTU})
 	must(t, err)
 	if alias := mustLink(t, c, "laceb100").Attrs().Alias; alias != "lace network=backend" {
 		t.Errorf("alias is %q", alias)
@@ -280,7 +280,7 @@ func TestVRFRuleIsRestored(t *testing.T) {
 		_, err = c.request(unix.RTM_DELRULE, unix.NLM_F_ACK, msg, r).Execute(unix.NETLINK_ROUTE, 0)
 		must(t, err)
 	}
-	_, err := h.Apply(testPlan(), Options{VRF: true, MTU: podMTU})
+	_, err := h.Apply(testPlan(), Options{VRF: true, MTU: uplinkMTU})
 	must(t, err)
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		rules, err := c.vrfRules(family)

@@ -166,14 +166,17 @@ func wantError(t *testing.T, err error, parts ...string) {
 
 func locator(s string) topology.Locator { return topology.Locator{Prefix: netip.MustParsePrefix(s)} }
 
-const podMTU = 1460
+const (
+	uplinkMTU = 1500
+	podMTU    = 1460
+)
 
 // testPlan is a node with one network of both families and no peers.
 func testPlan() *plan.Plan {
 	return &plan.Plan{
 		Node: "edge-1", Locator: locator("5f00:1ace:1::/48"), Underlay: netip.MustParseAddr("fd00:a::1"),
 		Networks: []plan.Network{{
-			Name: "backend", ID: 100, VRF: "lacev100", Table: 0x4c000064, Bridge: "laceb100",
+			Name: "backend", ID: 100, Type: topology.L3, VRF: "lacev100", Table: 0x4c000064, Bridge: "laceb100", Overhead: 40,
 			Gateways: []netip.Prefix{netip.MustParsePrefix("10.40.1.1/24"), netip.MustParsePrefix("fd40:0:1::1/64")},
 		}},
 	}
@@ -193,11 +196,20 @@ func testPort(netnsPath string) PortSpec {
 	a := sampleAttachment
 	return PortSpec{
 		Port: plan.Port{
-			Attachment: a, HostIf: a.HostIf(), Bridge: "laceb100", VRF: "lacev100",
+			Attachment: a, HostIf: a.HostIf(), Bridge: "laceb100", VRF: "lacev100", Type: topology.L3, Overhead: 40,
 			Gateway4: netip.MustParseAddr("10.40.1.1"), Gateway6: netip.MustParseAddr("fd40:0:1::1"),
+			Prefixes: prefixes("10.40.1.2/32", "fd40:0:1::2/128"), Routes: prefixes("0.0.0.0/0", "::/0"),
 		},
 		Netns: netnsPath, MTU: podMTU,
 	}
+}
+
+func prefixes(texts ...string) []netip.Prefix {
+	var ps []netip.Prefix
+	for _, s := range texts {
+		ps = append(ps, netip.MustParsePrefix(s))
+	}
+	return ps
 }
 
 // veth joins two namespaces and sets both ends up. Their link-local addresses, from which the

@@ -18,6 +18,7 @@ const (
 
 	confAcceptRA    = 3 // … in which these have these places (DEVCONF_*)
 	confDisableIPv6 = 26
+	confAcceptDAD   = 27
 )
 
 // attributes are the payloads of a netlink message or of a nested attribute, by type.

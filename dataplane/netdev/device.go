@@ -17,8 +17,11 @@ import (
 	"github.com/lace-net/lace/dataplane/plan"
 )
 
-// addrGenNone keeps the kernel from making link-local addresses (IN6_ADDR_GEN_MODE_NONE).
-const addrGenNone = 1
+// How the kernel makes the link-local address of a device: out of its MAC address, or not at all (IN6_ADDR_GEN_MODE_*).
+const (
+	addrGenEUI64 = 0
+	addrGenNone  = 1
+)
 
 // device is one link as it was read, and the ways to make it as it should be. Each of them
 // changes and records only what differs.
@@ -106,6 +109,16 @@ func (d *device) noLinkLocal() error {
 	return d.set("set addrgenmode none", func() error { return d.LinkSetIP6AddrGenMode(d.Link, addrGenNone) })
 }
 
+// linkLocal has the kernel make a link-local address, at once where the device is up already: as netlink does not.
+func (d *device) linkLocal() error {
+	mode, ok := d.detail.inet6.number(inet6AddrGenMode)
+	if !ok || mode == addrGenEUI64 {
+		return nil
+	}
+	path := fmt.Sprintf("ipv6/conf/%s/addr_gen_mode", d.Attrs().Name)
+	return d.set("set addrgenmode eui64", func() error { return d.sysctl(path, fmt.Sprint(addrGenEUI64)) })
+}
+
 // inet6 sets one of the device's net.ipv6.conf values. A device without IPv6 needs none of those
 // that only switch something off.
 func (d *device) inet6(place int, name string, want int32) error {
@@ -128,6 +141,9 @@ func (d *device) withIPv6() error {
 
 // noRouterAdvertisements: nobody in an overlay network tells a device its routes.
 func (d *device) noRouterAdvertisements() error { return d.inet6(confAcceptRA, "accept_ra", 0) }
+
+// noDuplicateDetection: addresses are unique by the plan, and the link-local one by the MAC address.
+func (d *device) noDuplicateDetection() error { return d.inet6(confAcceptDAD, "accept_dad", 0) }
 
 var bridgeSettings = []setting{
 	{nl.IFLA_BR_STP_STATE, 4, 0, "stp"},
@@ -185,7 +201,7 @@ func (d *device) forwardMAC(mac plan.MAC) error {
 }
 
 // addresses makes the addresses of the link exactly those, without duplicate address detection:
-// their uniqueness is the plan's. Link-local ones are left alone.
+// their uniqueness is the plan's. Link-local ones are left alone. The kernel routes to what a prefix contains.
 func (d *device) addresses(want []netip.Prefix) error {
 	have, err := d.addressList()
 	if err != nil {

@@ -33,7 +33,7 @@ type Handle struct {
 // Options say how the plan is to be realised on this kernel.
 type Options struct {
 	VRF bool // one VRF per network, the bridge holding the gateway; otherwise bridges without any address
-	MTU int  // of bridges, the MTU of the containers; 0 leaves what the kernel chose
+	MTU int  // the smallest of the uplinks: each bridge gets what Network.Overhead leaves of it; 0 leaves what the kernel chose
 }
 
 // Change is one thing that was done to the kernel.
@@ -96,7 +96,7 @@ func list[T any](dump func() ([]T, error)) ([]T, error) {
 	return nil, fmt.Errorf("the table changed under each of %d reads: %w", dumpTries, netlink.ErrDumpInterrupted)
 }
 
-// Apply makes the plan's VRFs, bridges, gateways and locator routes true and removes those of
+// Apply makes the plan's VRFs, bridges, gateways, segmenter and locator routes true and removes those of
 // ours that it does not have. It does all it can: what failed is in the error, what changed in the list.
 // Containers' ports are made and removed elsewhere (CreatePort, DeletePort), but for half-made ones that a crash left; those of
 // the plan are put back into their bridge where they are not.
@@ -120,6 +120,9 @@ func (h *Handle) apply(p *plan.Plan, o Options, keep bool) ([]Change, error) {
 	}
 	for i := range p.Networks {
 		errs = append(errs, a.network(&p.Networks[i]))
+	}
+	if needsSegmenter(p) {
+		errs = append(errs, a.segmenter())
 	}
 	errs = append(errs, a.ports(p))
 	if !keep {

@@ -155,13 +155,13 @@ func TestWatchLeavesOurOwnObjectsOut(t *testing.T) {
 	p := withPeer(testPlan(), "fd00:a::2")
 	calls := watch(t, h)
 	until(t, "Watch listens", func() bool { return calls.Load() > 0 })
-	must(t, errorOf(h.Apply(p, Options{MTU: podMTU})))
+	must(t, errorOf(h.Apply(p, Options{MTU: uplinkMTU})))
 	before := settled(t, calls)
 	s := testPort(newNetns(t))
 	wire(t, h, s)
 	must(t, h.DeletePort(s.HostIf))
 	p.Peers = nil
-	must(t, errorOf(h.Apply(p, Options{MTU: podMTU})))
+	must(t, errorOf(h.Apply(p, Options{MTU: uplinkMTU})))
 	if after := settled(t, calls); after != before {
 		t.Errorf("%d calls for our own links and routes", after-before)
 	}

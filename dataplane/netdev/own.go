@@ -23,8 +23,9 @@ const (
 	// leaving marks links that go together, by one request.
 	leaving = group + 1
 
-	networkAlias = "lace network="
-	portAlias    = "lace port="
+	networkAlias   = "lace network="
+	portAlias      = "lace port="
+	segmenterAlias = "lace segmenter"
 )
 
 // role is what a link of ours is for, told by its name.
@@ -36,6 +37,7 @@ const (
 	roleBridge
 	roleHeadroom
 	rolePort
+	roleSegmenter
 )
 
 // names holds, per role, the form of the name, the kernel's kind of link and the start of the alias.
@@ -44,10 +46,11 @@ var names = map[role]struct {
 	kind  string
 	alias string
 }{
-	roleVRF:      {regexp.MustCompile(`^lacev([0-9]{1,8}|probe)$`), "vrf", networkAlias},
-	roleBridge:   {regexp.MustCompile(`^laceb[0-9]{1,8}$`), "bridge", networkAlias},
-	roleHeadroom: {regexp.MustCompile(`^lacer[0-9]{1,8}$`), "vxlan", networkAlias},
-	rolePort:     {regexp.MustCompile(`^lace[0-9a-f]{11}$`), "veth", portAlias},
+	roleVRF:       {regexp.MustCompile(`^lacev([0-9]{1,8}|probe)$`), "vrf", networkAlias},
+	roleBridge:    {regexp.MustCompile(`^laceb[0-9]{1,8}$`), "bridge", networkAlias},
+	roleHeadroom:  {regexp.MustCompile(`^lacer[0-9]{1,8}$`), "vxlan", networkAlias},
+	rolePort:      {regexp.MustCompile(`^lace[0-9a-f]{11}$`), "veth", portAlias},
+	roleSegmenter: {regexp.MustCompile(`^laces[01]$`), "veth", segmenterAlias},
 }
 
 func roleOf(name string) role {
@@ -68,6 +71,16 @@ func owned(l netlink.Link) bool {
 // halfMade reports a link of ours that did not live to get its alias.
 func halfMade(l netlink.Link) bool {
 	return l.Attrs().Alias == "" && l.Attrs().Group == group
+}
+
+// adopted reads the alias of a device that was given by name: somebody else's, which we only borrow. ok is false for any
+// other link; one with an alias that this agent cannot read is not ours to change.
+func adopted(l netlink.Link) (lb label, ok bool) {
+	if roleOf(l.Attrs().Name) != roleNone {
+		return label{}, false
+	}
+	lb, err := decodeAlias(l.Attrs().Alias)
+	return lb, err == nil && lb.Device != ""
 }
 
 // ForeignError is an object that has a name of ours but is not ours. It is never touched.

@@ -14,16 +14,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lace-net/lace/dataplane/plan"
+	"github.com/lace-net/lace/topology"
 )
 
 // PortSpec is a container's interface as it should be.
 type PortSpec struct {
 	plan.Port
 	Netns string // path of the container's network namespace
-	MTU   int    // of both ends
+	MTU   int    // of both ends, exactly
 }
 
-// Link is a port as it stands after a call.
+// Link is a port as it stands after a call. A device that was given by name has no other end that Lace knows.
 type Link struct {
 	Name      string // host end
 	Index     int
@@ -59,20 +60,41 @@ func (s *PortSpec) check() error {
 		least = minMTU6
 	}
 	switch {
-	case s.HostIf != s.Attachment.HostIf() || roleOf(s.HostIf) != rolePort:
+	case s.HostIf != s.Attachment.HostIf() || roleOf(s.HostIf) != rolePort || s.Device != "":
 		return fmt.Errorf("host interface %q does not belong to container %s and interface %s", s.HostIf, s.Container, s.IfName)
 	case !validIfName(s.IfName):
 		return fmt.Errorf("interface name %q cannot be used in a container: 1 to 15 characters without spaces, / or :, and not lo", s.IfName)
 	case !s.V4.IsValid() && !s.V6.IsValid():
 		return fmt.Errorf("container %s has no address in network %s", s.Container, s.Network)
-	case s.V4.IsValid() && !(s.V4.Is4() && s.Gateway4.Is4()), s.V6.IsValid() && !(s.V6.Is6() && s.Gateway6.Is6()):
-		return fmt.Errorf("container %s: address %s %s and gateway %s %s do not belong together", s.Container, s.V4, s.V6, s.Gateway4, s.Gateway6)
+	case !s.agree(s.V4, s.Gateway4, netip.Addr.Is4), !s.agree(s.V6, s.Gateway6, netip.Addr.Is6):
+		return fmt.Errorf("container %s: address %s %s, prefixes %s, gateway %s %s and routes %s do not belong together",
+			s.Container, s.V4, s.V6, s.Prefixes, s.Gateway4, s.Gateway6, s.Routes)
 	case s.MTU < least || s.MTU > maxMTU:
 		return fmt.Errorf("container %s: MTU %d is not between %d and %d: the uplink's MTU must be larger by the encapsulation's overhead", s.Container, s.MTU, least, maxMTU)
-	case s.MAC[0]&1 != 0 || s.MAC == plan.MAC{} || s.MAC == plan.GatewayMAC:
-		return fmt.Errorf("container %s: %s cannot be its MAC address: a unicast address other than the gateway's is wanted", s.Container, s.MAC)
+	}
+	return checkMAC(s.Attachment)
+}
+
+func checkMAC(a plan.Attachment) error {
+	if a.MAC[0]&1 != 0 || a.MAC == (plan.MAC{}) || a.MAC == plan.GatewayMAC {
+		return fmt.Errorf("container %s: %s cannot be its MAC address: a unicast address other than the gateway's is wanted", a.Container, a.MAC)
 	}
 	return nil
+}
+
+// agree says whether a family's words go together: the address stands in one prefix, and what leads to a gateway has one. That of
+// a routed network is always there, as it alone is on the link.
+func (s *PortSpec) agree(addr, gateway netip.Addr, is func(netip.Addr) bool) bool {
+	ofFamily := func(p netip.Prefix) bool { return is(p.Addr()) }
+	routed := s.Type == topology.L3 || slices.ContainsFunc(s.Routes, ofFamily)
+	if !addr.IsValid() {
+		return !slices.ContainsFunc(slices.Concat(s.Prefixes, s.Routes), ofFamily)
+	}
+	if !is(addr) || gateway.IsValid() && !is(gateway) || !gateway.IsValid() && routed {
+		return false
+	}
+	own := slices.DeleteFunc(slices.Clone(s.Prefixes), func(p netip.Prefix) bool { return !ofFamily(p) })
+	return len(own) == 1 && own[0].IsValid() && own[0].Addr() == addr
 }
 
 func validIfName(name string) bool {
@@ -141,7 +163,7 @@ func (h *Handle) enter(path string) (*conn, error) {
 }
 
 func (p *port) create() (Link, error) {
-	bridge, err := p.bridge()
+	bridge, err := p.bridge(p.s.Bridge)
 	if err != nil {
 		return Link{}, err
 	}
@@ -164,14 +186,14 @@ func (p *port) create() (Link, error) {
 	return p.result()
 }
 
-// bridge is the network's bridge, which Apply has made.
-func (p *port) bridge() (netlink.Link, error) {
-	l, err := p.host.link(p.s.Bridge)
+// bridge is a network's bridge, which Apply has made.
+func (h *Handle) bridge(name string) (netlink.Link, error) {
+	l, err := h.host.link(name)
 	if err != nil {
 		return nil, err
 	}
 	if l == nil {
-		return nil, fmt.Errorf("bridge %s is missing: apply the plan first", p.s.Bridge)
+		return nil, fmt.Errorf("bridge %s is missing: apply the plan first", name)
 	}
 	if !owned(l) {
 		return nil, foreign(l)
@@ -206,12 +228,17 @@ func (p *port) mine(l netlink.Link) error {
 	if halfMade(l) {
 		return nil
 	}
-	a, err := DecodeAlias(l.Attrs().Alias)
+	lb, err := decodeAlias(l.Attrs().Alias)
 	if err != nil {
 		return fmt.Errorf("interface %s: %w", l.Attrs().Name, err)
 	}
-	if a.Container != p.s.Container || a.IfName != p.s.IfName {
-		return fmt.Errorf("interface %s belongs to container %s (%s)", l.Attrs().Name, a.Container, a.IfName)
+	return lb.belongs(p.s.Attachment)
+}
+
+// belongs refuses an interface that another attachment has.
+func (lb *label) belongs(a plan.Attachment) error {
+	if lb.Container != a.Container || lb.IfName != a.IfName || lb.Device != a.Device {
+		return fmt.Errorf("interface %s belongs to container %s (%s)", a.HostIf(), lb.Container, lb.IfName)
 	}
 	return nil
 }
@@ -263,7 +290,7 @@ func (p *port) make() (netlink.Link, error) {
 
 // hostEnd makes the host end right, its mark first.
 func (p *port) hostEnd(l netlink.Link, bridge netlink.Link) error {
-	alias, err := EncodeAlias(p.s.Attachment)
+	alias, err := encodeAlias(label{Attachment: p.s.Attachment})
 	if err != nil {
 		return err
 	}
@@ -344,7 +371,7 @@ func (p *port) configure() (Link, error) {
 		func() error { return in.mtu(p.s.MTU) },
 		func() error { return in.mac(p.s.MAC) },
 		func() error { return p.containerIPv6(in) },
-		func() error { return in.addresses(p.s.addresses()) },
+		func() error { return in.addresses(p.s.Prefixes) },
 		out.up,
 		in.up,
 		func() error { return p.containerRoutes(peer.Attrs().Index) },
@@ -366,47 +393,63 @@ func (p *port) loopbackUp() error {
 	return d.up()
 }
 
-// containerIPv6 leaves the container no address but its own, and no router but the gateway.
+// containerIPv6 leaves the container no address but its own, and no router but the gateway. On an Ethernet segment neighbours
+// talk by link-local addresses, so that it has one there.
 func (p *port) containerIPv6(in *device) error {
-	if !p.s.V6.IsValid() {
+	switch {
+	case !p.s.V6.IsValid():
 		return each(in.noRouterAdvertisements, in.noLinkLocal)
+	case p.s.Type == topology.L2:
+		return each(in.withIPv6, in.noRouterAdvertisements, in.noDuplicateDetection, in.linkLocal)
 	}
 	return each(in.withIPv6, in.noRouterAdvertisements, in.noLinkLocal)
 }
 
-func (s *PortSpec) addresses() []netip.Prefix {
-	var ps []netip.Prefix
-	for _, a := range []netip.Addr{s.V4, s.V6} {
-		if a.IsValid() {
-			ps = append(ps, netip.PrefixFrom(a, a.BitLen()))
-		}
-	}
-	return ps
-}
-
-// containerRoutes lead everything to the gateway, which alone is on the link.
+// containerRoutes lead what the plan says to the gateway, and leave the container's other interfaces alone.
 func (p *port) containerRoutes(dev int) error {
-	var want []route
-	if p.s.V4.IsValid() {
-		want = append(want, gatewayRoutes(p.s.Gateway4, netip.IPv4Unspecified(), dev, netlink.SCOPE_LINK, 0)...)
-	}
-	if p.s.V6.IsValid() {
-		want = append(want, gatewayRoutes(p.s.Gateway6, netip.IPv6Unspecified(), dev, netlink.SCOPE_UNIVERSE, defaultMetric6)...)
-	}
+	want := p.s.routes(dev)
 	return each(
-		func() error { return p.inside.syncRoutes(p.rec, netlink.FAMILY_V4, want) },
-		func() error { return p.inside.syncRoutes(p.rec, netlink.FAMILY_V6, want) },
+		func() error { return p.inside.syncRoutes(p.rec, netlink.FAMILY_V4, dev, want) },
+		func() error { return p.inside.syncRoutes(p.rec, netlink.FAMILY_V6, dev, want) },
 	)
 }
 
-func gatewayRoutes(gw, all netip.Addr, dev int, onLink netlink.Scope, metric int) []route {
-	return []route{
-		{dst: netip.PrefixFrom(gw, gw.BitLen()), table: unix.RT_TABLE_MAIN, kind: unix.RTN_UNICAST, dev: dev, scope: onLink, metric: metric},
-		{dst: netip.PrefixFrom(all, 0), table: unix.RT_TABLE_MAIN, kind: unix.RTN_UNICAST, dev: dev, gw: gw, metric: metric},
+// routes are those of the container's interface. The gateway of a routed network is alone on the link; that of an Ethernet
+// segment is among the others, to which the kernel itself has a route.
+func (s *PortSpec) routes(dev int) []route {
+	var rs []route
+	for _, gw := range []netip.Addr{s.Gateway4, s.Gateway6} {
+		if s.Type == topology.L3 && gw.IsValid() {
+			rs = append(rs, onLink(gw, dev))
+		}
 	}
+	for _, dst := range s.Routes {
+		r := route{dst: dst, table: unix.RT_TABLE_MAIN, kind: unix.RTN_UNICAST, dev: dev, gw: s.Gateway4}
+		if dst.Addr().Is6() {
+			r.gw, r.metric = s.Gateway6, defaultMetric6
+		}
+		rs = append(rs, r)
+	}
+	return rs
 }
 
-// Ports finds our ports, sorted by host interface. One whose alias this agent cannot read is
+func onLink(gw netip.Addr, dev int) route {
+	r := route{dst: netip.PrefixFrom(gw, gw.BitLen()), table: unix.RT_TABLE_MAIN, kind: unix.RTN_UNICAST, dev: dev}
+	if gw.Is6() {
+		r.metric = defaultMetric6
+	} else {
+		r.scope = netlink.SCOPE_LINK
+	}
+	return r
+}
+
+// isPort reports the host end of a port: a veth that we made, or a device that was given by name.
+func isPort(l netlink.Link) bool {
+	_, given := adopted(l)
+	return given || roleOf(l.Attrs().Name) == rolePort && owned(l)
+}
+
+// Ports finds our ports, sorted by host interface: those we made, and devices that were given by name. One whose alias this agent cannot read is
 // logged and left out: it is not ours to change.
 func (h *Handle) Ports() ([]Port, error) {
 	links, err := h.host.links()
@@ -415,18 +458,18 @@ func (h *Handle) Ports() ([]Port, error) {
 	}
 	var ports []Port
 	for name, l := range links {
-		if roleOf(name) != rolePort || !owned(l) || halfMade(l) {
+		if !strings.HasPrefix(l.Attrs().Alias, portAlias) || roleOf(name) == rolePort && !owned(l) {
 			continue
 		}
-		a, err := DecodeAlias(l.Attrs().Alias)
-		if err == nil && a.HostIf() != name {
-			err = fmt.Errorf("the alias belongs to interface %s", a.HostIf())
+		lb, err := decodeAlias(l.Attrs().Alias)
+		if err == nil && lb.HostIf() != name {
+			err = fmt.Errorf("the alias belongs to interface %s", lb.HostIf())
 		}
 		if err != nil {
-			h.log.Warn("an interface with a port's name is left alone", "interface", name, "err", err)
+			h.log.Warn("an interface with a port's alias is left alone", "interface", name, "err", err)
 			continue
 		}
-		ports = append(ports, found(a, l.Attrs()))
+		ports = append(ports, found(lb.Attachment, l.Attrs()))
 	}
 	slices.SortFunc(ports, func(a, b Port) int { return cmp.Compare(a.HostIf, b.HostIf) })
 	return ports, nil
@@ -441,7 +484,7 @@ func found(a plan.Attachment, l *netlink.LinkAttrs) Port {
 	return p
 }
 
-// DeletePort removes a port, and with its host end the container's. One that is gone is fine.
+// DeletePort removes a port that CreatePort made, and with its host end the container's. One that is gone is fine.
 func (h *Handle) DeletePort(hostIf string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()

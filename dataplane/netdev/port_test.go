@@ -18,13 +18,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lace-net/lace/dataplane/plan"
+	"github.com/lace-net/lace/topology"
 )
 
 // network is a host with testPlan applied, and an empty container.
 func network(t *testing.T, vrf bool) (h *Handle, c *conn, container string) {
 	t.Helper()
 	h, c = host(t)
-	_, err := h.Apply(testPlan(), Options{VRF: vrf, MTU: podMTU})
+	_, err := h.Apply(testPlan(), Options{VRF: vrf, MTU: uplinkMTU})
 	must(t, err)
 	return h, c, newNetns(t)
 }
@@ -124,7 +125,7 @@ func TestWiringTwiceChangesNothing(t *testing.T) {
 		if l.Index != first.Index || l.PeerIndex != first.PeerIndex {
 			t.Errorf("the port became another: %+v, %+v", first, l)
 		}
-		changes, err := h.Apply(testPlan(), Options{VRF: vrf, MTU: podMTU})
+		changes, err := h.Apply(testPlan(), Options{VRF: vrf, MTU: uplinkMTU})
 		noChanges(t, changes, err)
 	})
 }
@@ -135,9 +136,9 @@ func TestOneFamily(t *testing.T) {
 			h, _, container := network(t, false)
 			s := testPort(container)
 			if family == "v4" {
-				s.V6, s.Gateway6 = netip.Addr{}, netip.Addr{}
+				s.V6, s.Gateway6, s.Prefixes, s.Routes = netip.Addr{}, netip.Addr{}, s.Prefixes[:1], s.Routes[:1]
 			} else {
-				s.V4, s.Gateway4 = netip.Addr{}, netip.Addr{}
+				s.V4, s.Gateway4, s.Prefixes, s.Routes = netip.Addr{}, netip.Addr{}, s.Prefixes[1:], s.Routes[1:]
 			}
 			wire(t, h, s)
 			l, err := h.ConfigurePort(s)
@@ -288,7 +289,7 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 
 func TestVanishedContainer(t *testing.T) {
 	h, c := host(t)
-	_, err := h.Apply(testPlan(), Options{MTU: podMTU})
+	_, err := h.Apply(testPlan(), Options{MTU: uplinkMTU})
 	must(t, err)
 	var ns netns.NsHandle
 	must(t, inNetns(mustNetns(t, "/proc/self/ns/net"), func() (err error) {
@@ -325,7 +326,7 @@ func TestConcurrentAttach(t *testing.T) {
 			})
 		}
 		group.Go(func() {
-			_, err := h.Apply(testPlan(), Options{MTU: podMTU})
+			_, err := h.Apply(testPlan(), Options{MTU: uplinkMTU})
 			errs <- err
 		})
 	}
@@ -356,6 +357,12 @@ func TestBadPortSpecs(t *testing.T) {
 		"slash":           {func(s *PortSpec) { s.IfName = "../x" }, "cannot be used"},
 		"no address":      {func(s *PortSpec) { s.V4, s.V6 = netip.Addr{}, netip.Addr{} }, "no address"},
 		"no gateway":      {func(s *PortSpec) { s.Gateway6 = netip.Addr{} }, "do not belong together"},
+		"no prefix":       {func(s *PortSpec) { s.Prefixes = s.Prefixes[:1] }, "do not belong together"},
+		"other prefix":    {func(s *PortSpec) { s.Prefixes = prefixes("10.40.1.3/32", "fd40:0:1::2/128") }, "do not belong together"},
+		"two prefixes":    {func(s *PortSpec) { s.Prefixes = append(s.Prefixes, s.Prefixes[0]) }, "do not belong together"},
+		"prefix alone":    {func(s *PortSpec) { s.V6 = netip.Addr{} }, "do not belong together"},
+		"route nowhere":   {func(s *PortSpec) { s.Type, s.Gateway4 = topology.L2, netip.Addr{} }, "do not belong together"},
+		"a device":        {func(s *PortSpec) { s.Device = "tap0" }, "does not belong"},
 		"small MTU":       {func(s *PortSpec) { s.MTU = 1279 }, "1280"},
 		"no MTU":          {func(s *PortSpec) { s.MTU = 0 }, "1280"},
 		"multicast MAC":   {func(s *PortSpec) { s.MAC[0] |= 1 }, "MAC"},
@@ -383,7 +390,7 @@ func TestBadPortSpecs(t *testing.T) {
 func TestTheHostsOwnNamespaceIsRefused(t *testing.T) {
 	path := newNetns(t)
 	h := openTest(t, path)
-	_, err := h.Apply(testPlan(), Options{MTU: podMTU})
+	_, err := h.Apply(testPlan(), Options{MTU: uplinkMTU})
 	must(t, err)
 	_, err = h.CreatePort(testPort(path))
 	wantError(t, err, "host's own")

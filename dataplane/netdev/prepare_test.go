@@ -17,7 +17,7 @@ import (
 func TestPrepareKeeps(t *testing.T) {
 	forms(t, func(t *testing.T, vrf bool) {
 		h, c := host(t)
-		o := Options{VRF: vrf, MTU: podMTU}
+		o := Options{VRF: vrf, MTU: uplinkMTU}
 		before := testPlan()
 		before.Networks = append(before.Networks, plan.Network{Name: "gone", ID: 200, VRF: "lacev200", Table: 0x4c0000c8, Bridge: "laceb200"})
 		_, err := h.Apply(before, o)
@@ -88,7 +88,7 @@ func wantGateways(t *testing.T, c *conn, want ...string) {
 // TestPortComesBack: a port whose bridge was removed with its network joins the new one.
 func TestPortComesBack(t *testing.T) {
 	h, c := host(t)
-	o := Options{MTU: podMTU}
+	o := Options{MTU: uplinkMTU}
 	p := testPlan()
 	_, err := h.Apply(p, o)
 	must(t, err)

@@ -11,7 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Remove takes every object of ours away: ports, bridges, VRFs, routes, kept neighbours and rules.
+// Remove takes every object of ours away: ports, bridges, VRFs, the segmenter, routes, kept neighbours and rules. Devices that
+// were given by name are released.
 // It goes on past failures and returns them all.
 //
 // One trace stays where VRFs were used: the kernel's rule 1000, "from all lookup
@@ -30,18 +31,23 @@ func (h *Handle) removeLinks() error {
 		return err
 	}
 	var doomed []netlink.Link
+	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(links)) {
-		if owned(links[name]) {
-			doomed = append(doomed, links[name])
+		l := links[name]
+		if owned(l) {
+			doomed = append(doomed, l)
+		}
+		if lb, ok := adopted(l); ok {
+			errs = append(errs, h.releaseDevice(l, lb))
 		}
 	}
-	return h.host.removeLinks(doomed, links)
+	return errors.Join(append(errs, h.host.removeLinks(doomed, links))...)
 }
 
 func (h *Handle) removeRoutes() error {
 	var errs []error
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		errs = append(errs, h.host.syncRoutes(h.recorder(), family, nil))
+		errs = append(errs, h.host.syncRoutes(h.recorder(), family, anyDevice, nil))
 	}
 	return errors.Join(errs...)
 }

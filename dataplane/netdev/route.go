@@ -91,12 +91,19 @@ func livePath(paths []*netlink.NexthopInfo) *netlink.NexthopInfo {
 	return nil
 }
 
-// ownRoutes lists the routes with our protocol in all tables of one family.
-func (c *conn) ownRoutes(family int) ([]netlink.Route, error) {
-	return list(func() ([]netlink.Route, error) {
+// anyDevice stands for all devices where a function takes the index of one.
+const anyDevice = 0
+
+// ownRoutes lists the routes with our protocol in all tables of one family, of one device or of any.
+func (c *conn) ownRoutes(family, dev int) ([]netlink.Route, error) {
+	all, err := list(func() ([]netlink.Route, error) {
 		return c.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC, Protocol: protocol},
 			netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
 	})
+	if err != nil {
+		return nil, fmt.Errorf("list the routes of protocol %d: %w", protocol, err)
+	}
+	return slices.DeleteFunc(all, func(r netlink.Route) bool { return dev != anyDevice && fromNetlink(r).dev != dev }), nil
 }
 
 func (c *conn) mainRoutes(family int) ([]netlink.Route, error) {
@@ -115,7 +122,7 @@ func (a *applier) routes(p *plan.Plan) error {
 		sync = a.host.setRoutes
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		errs = append(errs, sync(a.recorder, family, want))
+		errs = append(errs, sync(a.recorder, family, anyDevice, want))
 	}
 	return errors.Join(errs...)
 }
@@ -184,16 +191,16 @@ func withoutForeign(rs []route, main []netlink.Route, locators []netip.Prefix) (
 	return rs, errors.Join(errs...)
 }
 
-// syncRoutes makes the routes with our protocol, of one family, exactly those wanted.
-func (c *conn) syncRoutes(rec *recorder, family int, want []route) error {
-	return errors.Join(c.dropRoutes(rec, family, want), c.setRoutes(rec, family, want))
+// syncRoutes makes the routes with our protocol, of one family and device, exactly those wanted.
+func (c *conn) syncRoutes(rec *recorder, family, dev int, want []route) error {
+	return errors.Join(c.dropRoutes(rec, family, dev, want), c.setRoutes(rec, family, dev, want))
 }
 
 // dropRoutes removes the routes with our protocol that are not wanted.
-func (c *conn) dropRoutes(rec *recorder, family int, want []route) error {
-	have, err := c.ownRoutes(family)
+func (c *conn) dropRoutes(rec *recorder, family, dev int, want []route) error {
+	have, err := c.ownRoutes(family, dev)
 	if err != nil {
-		return fmt.Errorf("list the routes of protocol %d: %w", protocol, err)
+		return err
 	}
 	var errs []error
 	for i := range have {
@@ -207,10 +214,10 @@ func (c *conn) dropRoutes(rec *recorder, family int, want []route) error {
 }
 
 // setRoutes makes the wanted routes of a family, and removes none.
-func (c *conn) setRoutes(rec *recorder, family int, want []route) error {
-	have, err := c.ownRoutes(family)
+func (c *conn) setRoutes(rec *recorder, family, dev int, want []route) error {
+	have, err := c.ownRoutes(family, dev)
 	if err != nil {
-		return fmt.Errorf("list the routes of protocol %d: %w", protocol, err)
+		return err
 	}
 	var errs []error
 	for _, w := range want {
@@ -226,11 +233,22 @@ func (c *conn) setRoutes(rec *recorder, family int, want []route) error {
 	return errors.Join(errs...)
 }
 
-// addRoute adds a route beside which there is none of ours; it takes nobody else's place.
+// addRoute adds a route beside which the device has none of ours; it takes nobody else's place.
 func (c *conn) addRoute(r route) error {
 	err := c.RouteAdd(r.netlink())
 	if !errors.Is(err, unix.EEXIST) {
 		return err
+	}
+	family := netlink.FAMILY_V6
+	if r.dst.Addr().Is4() {
+		family = netlink.FAMILY_V4
+	}
+	ours, err := c.ownRoutes(family, anyDevice)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(ours, func(n netlink.Route) bool { return fromNetlink(n).same(r) }) {
+		return errors.New("another interface of Lace's leads there already: the networks of one container must not overlap, and one of them alone can have the default route")
 	}
 	return &ForeignError{
 		Object: fmt.Sprintf("route to %s in table %d", r.dst, r.table),

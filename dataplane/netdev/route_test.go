@@ -42,7 +42,7 @@ func noNetworks() *plan.Plan {
 // locatorRoute finds our route to a locator in the main table.
 func locatorRoute(t *testing.T, c *conn, dst string) (route, bool) {
 	t.Helper()
-	rs, err := c.ownRoutes(netlink.FAMILY_V6)
+	rs, err := c.ownRoutes(netlink.FAMILY_V6, anyDevice)
 	must(t, err)
 	for _, n := range rs {
 		if r := fromNetlink(n); r.dst == netip.MustParsePrefix(dst) && r.table == unix.RT_TABLE_MAIN {
@@ -293,7 +293,7 @@ func TestRemoveLeavesTheHostAsItWas(t *testing.T) {
 		must(t, err)
 		before := snapshot(t, c)
 		p := withPeer(testPlan(), "fd00:a::2")
-		_, err = h.Apply(p, Options{VRF: vrf, MTU: podMTU})
+		_, err = h.Apply(p, Options{VRF: vrf, MTU: uplinkMTU})
 		must(t, err)
 		_, err = h.Nexthops(p)
 		must(t, err)
