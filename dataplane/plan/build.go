@@ -28,8 +28,8 @@ func Build(t *topology.Topology, node string, attachments []Attachment) (*Plan, 
 	}
 	p := &Plan{
 		Node: self.Name, Hash: t.Hash, LocatorBlock: t.Underlay.LocatorBlock, Locator: self.Locator,
-		Underlay: self.Underlay, Via: self.Via, Encapsulation: t.Underlay.Encapsulation, Uplinks: self.Uplinks,
-		Conntrack: t.Conntrack,
+		Underlay: self.Underlay, Via: self.Via, Encapsulation: t.Underlay.Encapsulation, L2GSO: t.Underlay.L2GSO,
+		Uplinks: self.Uplinks, Conntrack: t.Conntrack,
 	}
 	owners, near := p.peers(t, self), neighbourhood(t, self)
 	p.peerings(t, near)
@@ -63,20 +63,32 @@ type owner struct {
 	index uint32
 }
 
+// owners are all nodes, this one first and the others by index.
+type owners struct {
+	all   []owner
+	named map[string]owner
+}
+
+func (o *owners) add(n owner) {
+	o.all = append(o.all, n)
+	o.named[n.Name] = n
+}
+
 // peers numbers the other nodes by their order, and returns all nodes as owners of blocks.
-func (p *Plan) peers(t *topology.Topology, self *topology.Node) []owner {
+func (p *Plan) peers(t *topology.Topology, self *topology.Node) *owners {
 	nodes := slices.SortedFunc(slices.Values(t.Nodes), func(a, b *topology.Node) int { return cmp.Compare(a.Number, b.Number) })
-	owners := []owner{{Node: self}}
+	owners := &owners{named: map[string]owner{}}
+	owners.add(owner{Node: self})
 	for _, n := range nodes {
 		if n == self {
 			continue
 		}
 		peer := Peer{Index: uint32(len(p.Peers) + 1), Name: n.Name, Kind: n.Kind, Locator: n.Locator, Underlay: n.Underlay}
 		if network, ok := t.Network(n.Network); ok {
-			peer.Network = network.ID
+			peer.Network, peer.SIDL2 = network.ID, topology.SID{Addr: n.SIDL2}
 		}
 		p.Peers = append(p.Peers, peer)
-		owners = append(owners, owner{n, peer.Index})
+		owners.add(owner{n, peer.Index})
 	}
 	return owners
 }
@@ -86,15 +98,15 @@ type distance uint8
 
 const (
 	apart  distance = iota // no concern of the node
-	peered                 // no block here, but a peering with a network that has one
-	here                   // the node has a block of it
+	peered                 // not here, but a peering with a network that is
+	here                   // the node has a block of it, or an endpoint
 )
 
 // neighbourhood is the distance of each network, by name.
 func neighbourhood(t *topology.Topology, self *topology.Node) map[string]distance {
 	near := map[string]distance{}
 	for _, n := range t.Networks {
-		if n.Block(self.Name) != (topology.Block{}) {
+		if n.On(self.Name) {
 			near[n.Name] = here
 		}
 	}
@@ -131,14 +143,15 @@ func (p *Plan) peerings(t *topology.Topology, near map[string]distance) {
 }
 
 // network plans a network that is here or peered with one that is; the others do not concern this node.
-func (p *Plan) network(n *topology.Network, self *topology.Node, at distance, owners []owner) {
+func (p *Plan) network(n *topology.Network, self *topology.Node, at distance, owners *owners) {
 	if at == apart {
 		return
 	}
 	first := len(p.Blocks)
-	for _, o := range owners {
+	for _, o := range owners.all {
 		p.blocks(n, o)
 	}
+	p.declared(n, owners)
 	blocks := p.Blocks[first:]
 	slices.SortFunc(blocks, func(a, b Block) int { return comparePrefix(a.Prefix, b.Prefix) })
 	bits4, bits6 := lengths(blocks, true), lengths(blocks, false)
@@ -146,12 +159,14 @@ func (p *Plan) network(n *topology.Network, self *topology.Node, at distance, ow
 		p.Foreign = append(p.Foreign, Foreign{Name: n.Name, ID: n.ID, BlockBits4: bits4, BlockBits6: bits6, Line: n.Line})
 		return
 	}
-	p.Networks = append(p.Networks, Network{
-		Name: n.Name, ID: n.ID, Table: tableBase + uint32(n.ID),
+	network := Network{
+		Name: n.Name, ID: n.ID, Type: n.Type, Table: tableBase + uint32(n.ID),
 		VRF: fmt.Sprintf("lacev%d", n.ID), Bridge: fmt.Sprintf("laceb%d", n.ID),
 		Gateways: gateways(n.Block(self.Name)), SID: self.Locator.SID(topology.EndDT46, n.ID),
-		BlockBits4: bits4, BlockBits6: bits6, Line: n.Line,
-	})
+		Overhead: overhead(p.Encapsulation, n), BlockBits4: bits4, BlockBits6: bits6, Line: n.Line,
+	}
+	p.segment(&network, n, owners)
+	p.Networks = append(p.Networks, network)
 }
 
 // gateways are the first addresses of a block, with its lengths.
@@ -178,6 +193,9 @@ func (p *Plan) block(n *topology.Network, o owner, f topology.Family, prefix net
 		return
 	}
 	b := Block{Network: n.ID, Prefix: prefix, Local: o.index == 0, Peer: o.index}
+	if o.Kind == topology.KindRouter && !o.SIDFor(f).IsValid() {
+		return // it takes frames only
+	}
 	switch {
 	case b.Local:
 	case o.Kind == topology.KindRouter:
@@ -212,7 +230,7 @@ func (p *Plan) ports(t *topology.Topology, self *topology.Node, attachments []At
 		if !ok {
 			return fmt.Errorf("container %s: the topology has no network %q; %s", a.Container, a.Network, networksOf(t, a.Network))
 		}
-		p.Ports = append(p.Ports, port(a, n, self))
+		p.Ports = append(p.Ports, port(t, a, n, self))
 	}
 	slices.SortFunc(p.Ports, func(a, b Port) int { return cmp.Compare(a.HostIf, b.HostIf) })
 	return nil
@@ -228,15 +246,4 @@ func networksOf(t *topology.Topology, meant string) string {
 		return fmt.Sprintf("did you mean %q?", near)
 	}
 	return "it has " + cmp.Or(strings.Join(names, ", "), "none")
-}
-
-func port(a Attachment, n *topology.Network, self *topology.Node) Port {
-	a.NetworkID = n.ID
-	block := n.Block(self.Name)
-	return Port{
-		Attachment: a, HostIf: a.HostIf(),
-		Bridge: fmt.Sprintf("laceb%d", n.ID), VRF: fmt.Sprintf("lacev%d", n.ID),
-		Gateway4: block.Gateway4(), Gateway6: block.Gateway6(),
-		Source: self.Locator.Source(n.ID, 0),
-	}
 }

@@ -5,7 +5,6 @@ package plan
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"github.com/lace-net/lace/topology"
@@ -105,6 +104,7 @@ func (p *Plan) objects() [][]object {
 	return [][]object{
 		{p.nodeObject()}, each(names, p.Networks, networkObject), each(names, p.Peers, peerObject),
 		each(names, p.Foreign, foreignObject), each(names, p.Blocks, blockObject), each(names, p.Peerings, peeringObject),
+		each(names, p.Stations, stationObject), each(names, p.Members, memberObject),
 		{conntrackObject(p.Conntrack)}, each(names, p.Ports, portObject),
 	}
 }
@@ -120,13 +120,14 @@ func each[T any](names names, list []T, describe func(T, names) object) []object
 func (p *Plan) nodeObject() object {
 	return object{"node", []fact{
 		{"name", p.Node}, {"underlay", address(p.Underlay)}, {"locator", p.Locator.String()}, {"locator-block", p.LocatorBlock.String()},
-		{"encapsulation", p.Encapsulation.String()}, {"uplinks", strings.Join(p.Uplinks, " ")}, {"via", address(p.Via)},
+		{"encapsulation", p.Encapsulation.String()}, {"l2-gso", p.L2GSO.String()}, {"uplinks", strings.Join(p.Uplinks, " ")}, {"via", address(p.Via)},
 	}}
 }
 
 func networkObject(n Network, _ names) object {
 	return object{"network " + n.Name, []fact{
-		{"id", fmt.Sprint(n.ID)}, {"gateways", join(n.Gateways)}, {"SID", address(n.SID.Addr)},
+		{"", n.Type.String()}, {"id", fmt.Sprint(n.ID)}, {"gateways", join(n.Gateways)}, {"SID", address(n.SID.Addr)},
+		{"SID of frames", address(n.SID2U.Addr)}, {"SID of frames for many", address(n.SID2M.Addr)}, {"flood", n.flood()}, {"base", prefix(n.Base6)},
 	}}
 }
 
@@ -137,6 +138,7 @@ func peerObject(peer Peer, names names) object {
 	}
 	return object{"peer " + peer.Name, []fact{
 		{"", peer.Kind.String()}, {"underlay", address(peer.Underlay)}, {"locator", peer.Locator.String()}, {"network", network},
+		{"SID of frames", address(peer.SIDL2.Addr)},
 	}}
 }
 
@@ -158,6 +160,16 @@ func peeringObject(p Peering, names names) object {
 	}}
 }
 
+func stationObject(s Station, names names) object {
+	return object{fmt.Sprintf("station %s %s", names.network(s.Network), s.Name), []fact{
+		{"mac", s.MAC.String()}, {"on", names.peers[s.Peer]}, {"SID", address(s.SID.Addr)},
+	}}
+}
+
+func memberObject(m Member, names names) object {
+	return object{fmt.Sprintf("member %s %s", names.network(m.Network), names.peers[m.Peer]), []fact{{"SID", address(m.SID.Addr)}}}
+}
+
 func conntrackObject(c topology.Conntrack) object {
 	return object{"conntrack", []fact{
 		{"max", fmt.Sprint(c.Max)},
@@ -169,18 +181,34 @@ func conntrackObject(c topology.Conntrack) object {
 
 func portObject(p Port, _ names) object {
 	return object{"port " + p.HostIf, []fact{
-		{"container", p.Container}, {"name", p.Name}, {"network", p.Network}, {"id", fmt.Sprint(p.NetworkID)}, {"interface", p.IfName},
-		{"addresses", join(p.addresses())}, {"mac", p.MAC.String()}, {"sticky", sticky(p.Sticky)},
-		{"gateways", join(slices.DeleteFunc([]netip.Addr{p.Gateway4, p.Gateway6}, func(a netip.Addr) bool { return !a.IsValid() }))},
+		{"container", p.Container}, {"name", p.Name}, {"network", p.Network}, {"", p.Type.String()}, {"id", fmt.Sprint(p.NetworkID)},
+		{"interface", p.IfName}, {"device", p.Device}, {"addresses", join(p.Prefixes)}, {"mac", p.MAC.String()}, {"sticky", yes(p.Sticky)},
+		{"gateways", join(valid(p.Gateway4, p.Gateway6))}, {"default route", yes(p.Gateway)}, {"routes", join(p.Routes)}, {"dhcp", yes(p.DHCP)},
 		{"source", address(p.Source)},
 	}}
 }
 
-func sticky(is bool) string {
+func yes(is bool) string {
 	if is {
 		return "yes"
 	}
 	return ""
+}
+
+// flood is "" where nothing is replicated.
+func (n Network) flood() string {
+	if !n.Flood {
+		return ""
+	}
+	return fmt.Sprintf("%d/s", n.FloodRate)
+}
+
+// prefix is "" for one that is not there.
+func prefix(p netip.Prefix) string {
+	if !p.IsValid() {
+		return ""
+	}
+	return p.String()
 }
 
 // address is "" for one that is not there.

@@ -33,6 +33,8 @@ func (p *Plan) WriteTo(w io.Writer) (int64, error) {
 	section(&b, "SIDs", p.sidRows(names))
 	section(&b, "blocks", p.blockRows(names))
 	section(&b, "peerings", p.peeringRows(names))
+	section(&b, "stations", p.stationRows(names))
+	section(&b, "members", p.memberRows(names))
 	section(&b, "conntrack", p.conntrackRows())
 	section(&b, "map entries", p.mapRows(names))
 	section(&b, "ports", p.portRows())
@@ -49,6 +51,7 @@ func (p *Plan) head(w io.Writer) {
 		{"underlay", p.Underlay.String()},
 		{"locator", fmt.Sprintf("%s in %s", p.Locator, p.LocatorBlock)},
 		{"encapsulation", fmt.Sprintf("%s, %d bytes", p.Encapsulation, p.Encapsulation.Overhead())},
+		{"l2-gso", p.L2GSO.String()},
 		{"uplinks", uplinks},
 	}
 	if p.Via.IsValid() {
@@ -104,12 +107,26 @@ func (p *Plan) interfaceRows() [][]string {
 	for _, n := range p.Networks {
 		rows = append(rows,
 			[]string{n.VRF, "vrf", fmt.Sprintf("network %s, table %d", n.Name, n.Table)},
-			[]string{n.Bridge, "bridge", fmt.Sprintf("in %s, %s, mac %s", n.VRF, join(n.Gateways), GatewayMAC)})
+			[]string{n.Bridge, "bridge", fmt.Sprintf("in %s, %s", n.VRF, bridgeText(n))})
 	}
 	for _, port := range p.Ports {
-		rows = append(rows, []string{port.HostIf, "veth", fmt.Sprintf("on %s, peer %s in %s", port.Bridge, port.IfName, port.Container)})
+		rows = append(rows, port.interfaceRow())
 	}
 	return rows
+}
+
+func bridgeText(n Network) string {
+	if n.Type == topology.L2 {
+		return "no address"
+	}
+	return fmt.Sprintf("%s, mac %s", join(n.Gateways), GatewayMAC)
+}
+
+func (p Port) interfaceRow() []string {
+	if p.Device != "" {
+		return []string{p.HostIf, "device", fmt.Sprintf("on %s, given by name", p.Bridge)}
+	}
+	return []string{p.HostIf, "veth", fmt.Sprintf("on %s, peer %s in %s", p.Bridge, p.IfName, p.Container)}
 }
 
 func (p *Plan) routeRows() [][]string {
@@ -136,17 +153,32 @@ func (p *Plan) sidRows(names names) [][]string {
 	var rows [][]string
 	for _, n := range p.Networks {
 		rows = append(rows, []string{n.SID.String(), "End.DT46", n.Name, "here"})
-	}
-	seen := map[Block]bool{}
-	for _, b := range p.Blocks {
-		b.Prefix = netip.Prefix{}
-		if b.Local || seen[b] {
-			continue
+		if n.Type == topology.L2 {
+			rows = append(rows, []string{n.SID2U.String(), "End.DT2U", n.Name, "here"}, []string{n.SID2M.String(), "End.DT2M", n.Name, "here"})
 		}
-		seen[b] = true
-		rows = append(rows, []string{b.SID.String(), "send", names.network(b.Network), "to " + names.peers[b.Peer]})
+	}
+	seen := map[Member]bool{}
+	for _, to := range p.targets() {
+		if !seen[to] {
+			rows = append(rows, []string{to.SID.String(), "send", names.network(to.Network), "to " + names.peers[to.Peer]})
+		}
+		seen[to] = true
 	}
 	return rows
+}
+
+// targets are network, peer and SID of all that is sent to.
+func (p *Plan) targets() []Member {
+	var targets []Member
+	for _, b := range p.Blocks {
+		if !b.Local {
+			targets = append(targets, Member{b.Network, b.Peer, b.SID})
+		}
+	}
+	for _, s := range p.Stations {
+		targets = append(targets, Member{s.Network, s.Peer, s.SID})
+	}
+	return append(targets, p.Members...)
 }
 
 func (p *Plan) blockRows(names names) [][]string {
@@ -172,6 +204,22 @@ func (p *Plan) peeringRows(names names) [][]string {
 	return rows
 }
 
+func (p *Plan) stationRows(names names) [][]string {
+	var rows [][]string
+	for _, s := range p.Stations {
+		rows = append(rows, []string{names.network(s.Network), s.MAC.String(), s.Name, "on " + names.peers[s.Peer], fmt.Sprintf("line %d", s.Line)})
+	}
+	return rows
+}
+
+func (p *Plan) memberRows(names names) [][]string {
+	var rows [][]string
+	for _, m := range p.Members {
+		rows = append(rows, []string{names.network(m.Network), names.peers[m.Peer]})
+	}
+	return rows
+}
+
 func (p *Plan) conntrackRows() [][]string {
 	c := p.Conntrack
 	return [][]string{
@@ -188,7 +236,7 @@ func (p *Plan) conntrackRows() [][]string {
 func (p *Plan) mapRows(names names) [][]string {
 	rows := [][]string{{"node_config", "0", fmt.Sprintf("locator %s, block %s, %s", p.Locator, p.LocatorBlock, p.Encapsulation)}}
 	for _, n := range p.Networks {
-		rows = append(rows, []string{"networks", fmt.Sprint(n.ID), n.Name})
+		rows = append(rows, []string{"networks", fmt.Sprint(n.ID), networkValue(n)})
 	}
 	for _, n := range p.Foreign {
 		rows = append(rows, []string{"networks", fmt.Sprint(n.ID), n.Name + ", not here"})
@@ -213,10 +261,69 @@ func (p *Plan) mapRows(names names) [][]string {
 			rows = append(rows, []string{"endpoints", fmt.Sprintf("%d %s", port.NetworkID, a), fmt.Sprintf("<%s>, mac %s", port.HostIf, port.MAC)})
 		}
 	}
-	return rows
+	return append(rows, p.segmentMapRows()...)
+}
+
+// segmentMapRows are those of L2 networks.
+func (p *Plan) segmentMapRows() [][]string {
+	var fdb, groups, members [][]string
+	for _, s := range p.Stations {
+		fdb = append(fdb, []string{"fdb", fmt.Sprintf("%d %s", s.Network, s.MAC), fmt.Sprintf("peer %d, SID %s", s.Peer, s.SID)})
+	}
+	for _, port := range p.Ports {
+		if port.Type == topology.L2 {
+			fdb = append(fdb, []string{"fdb", fmt.Sprintf("%d %s", port.NetworkID, port.MAC), "<" + port.HostIf + ">"})
+		}
+	}
+	for _, n := range p.Networks {
+		if !n.Flood {
+			continue
+		}
+		here, others := p.group(n.ID)
+		groups = append(groups, []string{"groups", fmt.Sprint(n.ID), fmt.Sprintf("%d ports, %d nodes", len(here), len(others))})
+		for _, port := range here {
+			members = append(members, []string{"members", fmt.Sprintf("%d <place>", n.ID), "<" + port.HostIf + ">"})
+		}
+		for i, m := range others {
+			members = append(members, []string{"members", fmt.Sprintf("%d node %d", n.ID, i), fmt.Sprintf("peer %d, SID %s", m.Peer, m.SID)})
+		}
+	}
+	return slices.Concat(fdb, groups, members)
+}
+
+// group is who gets copies of a network's frames for many.
+func (p *Plan) group(id topology.NetworkID) (here []Port, others []Member) {
+	for _, port := range p.Ports {
+		if port.NetworkID == id {
+			here = append(here, port)
+		}
+	}
+	for _, m := range p.Members {
+		if m.Network == id {
+			others = append(others, m)
+		}
+	}
+	return here, others
+}
+
+func networkValue(n Network) string {
+	if n.Type != topology.L2 {
+		return n.Name
+	}
+	words := []string{n.Name, "l2"}
+	if n.Flood {
+		words = append(words, "flood "+n.flood())
+	}
+	if n.Base6.IsValid() {
+		words = append(words, "base "+n.Base6.String())
+	}
+	return strings.Join(words, ", ")
 }
 
 func peerValue(peer Peer, names names) string {
+	if peer.Kind == topology.KindRouter && peer.SIDL2.IsValid() {
+		return fmt.Sprintf("index %d, router of %s, takes frames at %s", peer.Index, names.network(peer.Network), peer.SIDL2)
+	}
 	if peer.Kind == topology.KindRouter {
 		return fmt.Sprintf("index %d, router of %s", peer.Index, names.network(peer.Network))
 	}
@@ -243,7 +350,11 @@ func (p *Plan) portRows() [][]string {
 
 // addresses are those that the port has.
 func (p Port) addresses() []netip.Addr {
-	return slices.DeleteFunc([]netip.Addr{p.V4, p.V6}, func(a netip.Addr) bool { return !a.IsValid() })
+	return valid(p.V4, p.V6)
+}
+
+func valid(addrs ...netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(addrs, func(a netip.Addr) bool { return !a.IsValid() })
 }
 
 func join[T fmt.Stringer](list []T) string {
