@@ -126,7 +126,7 @@ func (p *Plan) nodeObject() object {
 
 func networkObject(n Network, _ names) object {
 	return object{"network " + n.Name, []fact{
-		{"", n.Type.String()}, {"id", fmt.Sprint(n.ID)}, {"gateways", join(n.Gateways)}, {"SID", address(n.SID.Addr)},
+		{"id", fmt.Sprint(n.ID)}, {"", n.Type.String()}, {"gateways", join(n.Gateways)}, {"SID", address(n.SID.Addr)},
 		{"SID of frames", address(n.SID2U.Addr)}, {"SID of frames for many", address(n.SID2M.Addr)}, {"flood", n.flood()}, {"base", prefix(n.Base6)},
 	}}
 }
@@ -181,7 +181,7 @@ func conntrackObject(c topology.Conntrack) object {
 
 func portObject(p Port, _ names) object {
 	return object{"port " + p.HostIf, []fact{
-		{"container", p.Container}, {"name", p.Name}, {"network", p.Network}, {"", p.Type.String()}, {"id", fmt.Sprint(p.NetworkID)},
+		{"container", p.Container}, {"name", p.Name}, {"network", p.Network}, {"id", fmt.Sprint(p.NetworkID)}, {"", p.Type.String()},
 		{"interface", p.IfName}, {"device", p.Device}, {"addresses", join(p.Prefixes)}, {"mac", p.MAC.String()}, {"sticky", yes(p.Sticky)},
 		{"gateways", join(valid(p.Gateway4, p.Gateway6))}, {"default route", yes(p.Gateway)}, {"routes", join(p.Routes)}, {"dhcp", yes(p.DHCP)},
 		{"source", address(p.Source)},

@@ -78,11 +78,11 @@ func TestDiff(t *testing.T) {
 		{"an id", built(t, nil, "id = 400", "id = 401"), `
 ~ network apart: id 401, was 400; SID 5f00:1ace:1:14:1:9100::, was 5f00:1ace:1:14:1:9000::
 ~ block apart 10.41.2.0/24: SID 5f00:1ace:2:14:1:9100::, was 5f00:1ace:2:14:1:9000::
-- port lacea6fe2e07605: container default/w, name w, network web, l3, id 300, interface eth0, addresses 10.41.1.2/32, mac 02:00:00:00:00:01, gateways 10.41.1.1 fd41:0:0:1::1, routes 10.41.0.0/16, source 5f00:1ace:1:5ce:1:2c00::`},
+- port lacea6fe2e07605: container default/w, name w, network web, id 300, l3, interface eth0, addresses 10.41.1.2/32, mac 02:00:00:00:00:01, gateways 10.41.1.1 fd41:0:0:1::1, routes 10.41.0.0/16, source 5f00:1ace:1:5ce:1:2c00::`},
 		{"a port", built(t, []Attachment{moved}), `
 ~ port lacea6fe2e07605: addresses 10.41.1.3/32, was 10.41.1.2/32; sticky yes, was none`},
 		{"a network more", built(t, []Attachment{webContainer}, "[network.db]", aDb+"[network.db]"), `
-+ network cache: l3, id 500, gateways 10.45.1.1/24, SID 5f00:1ace:1:14:1:f400::
++ network cache: id 500, l3, gateways 10.45.1.1/24, SID 5f00:1ace:1:14:1:f400::
 + block cache 10.45.1.0/24: here
 + block cache 10.45.2.0/24: on edge-2, SID 5f00:1ace:2:14:1:f400::`},
 	} {
@@ -131,7 +131,7 @@ func TestDiffForeign(t *testing.T) {
 	}
 	got := text(Diff(both, one))
 	for _, line := range []string{
-		"- network metrics: l3, id 200, gateways 10.43.3.1/24, SID 5f00:1ace:3:14:0:c800::", "+ foreign network metrics: id 200",
+		"- network metrics: id 200, l3, gateways 10.43.3.1/24, SID 5f00:1ace:3:14:0:c800::", "+ foreign network metrics: id 200",
 		"- block metrics 10.43.3.0/24: here", "- peering metrics > web 10.41.0.0/16: ids 200 > 300",
 	} {
 		if !strings.Contains(got+"\n", line+"\n") {
