@@ -53,8 +53,8 @@ func ParseLabels(labels, annotations map[string]string) (r Request, asks bool, e
 	}
 	w := reading{own: own, said: map[string]bool{}}
 	w.networks()
-	w.common()
 	w.perNetwork()
+	w.common()
 	w.agree()
 	return w.Request, true, errors.Join(w.errs...)
 }
@@ -100,10 +100,6 @@ func (w *reading) read(key string, limit int, set func(value string) error) {
 
 // networks makes an interface for each network of LabelNetwork; none where that makes no sense.
 func (w *reading) networks() {
-	if _, ok := w.own[LabelNetwork]; !ok {
-		w.refuse("%s is set, but %s is not: name the network that the container is to join",
-			quoteAll(slices.Sorted(maps.Keys(w.own))), LabelNetwork)
-	}
 	w.read(LabelNetwork, maxNetworks*(maxNetwork+2), func(value string) error {
 		names, err := parseNetworks(value)
 		for i, name := range names {
@@ -111,18 +107,6 @@ func (w *reading) networks() {
 		}
 		return err
 	})
-}
-
-// common reads the labels of the container; those of an interface mean its first.
-func (w *reading) common() {
-	first := &Interface{}
-	if len(w.Interfaces) > 0 {
-		first = &w.Interfaces[0]
-	}
-	w.read(LabelIP, maxValue, func(value string) error { return first.set(fieldIP, value) })
-	w.read(LabelMAC, maxValue, func(value string) error { return first.set(fieldMAC, value) })
-	w.read(LabelName, maxValue, func(value string) (err error) { w.Name, err = parseName(value); return err })
-	w.read(LabelSticky, maxValue, func(value string) (err error) { w.Sticky, err = parseBool(value); return err })
 }
 
 // perNetwork reads the labels of single networks, and refuses all that are left.
@@ -143,6 +127,22 @@ func (w *reading) perNetwork() {
 			w.refuseKey(key, network, ok)
 		}
 	}
+}
+
+// common reads the labels of the container; those of an interface mean its first.
+func (w *reading) common() {
+	if _, ok := w.own[LabelNetwork]; !ok {
+		w.refuse("%s is set, but %s is not: name the network that the container is to join",
+			quoteAll(slices.Sorted(maps.Keys(w.own))), LabelNetwork)
+	}
+	first := &Interface{}
+	if len(w.Interfaces) > 0 {
+		first = &w.Interfaces[0]
+	}
+	w.read(LabelIP, maxValue, func(value string) error { return first.set(fieldIP, value) })
+	w.read(LabelMAC, maxValue, func(value string) error { return first.set(fieldMAC, value) })
+	w.read(LabelName, maxValue, func(value string) (err error) { w.Name, err = parseName(value); return err })
+	w.read(LabelSticky, maxValue, func(value string) (err error) { w.Sticky, err = parseBool(value); return err })
 }
 
 // splitNetLabel takes a network's label apart from both ends, since the name between them may have dots.

@@ -169,7 +169,7 @@ func TestParseLabelsReportsAllAtOnce(t *testing.T) {
 	labels := labelMap{LabelNetwork: "a,b", LabelIP: "x", LabelMAC: "y", "lace.foo": "z", "lace.net.b.mac": "w", "lace.net.c.ip": "10.40.1.1",
 		"lace.net.a.mac": "02:00:00:00:00:01", "lace.net.a.gateway": "1", "lace.net.b.gateway": "1", "lace.net.b.ifname": "eth0"}
 	_, _, first := ParseLabels(labels, nil)
-	for i, want := range []string{"lace.ip = ", "lace.mac = ", `unknown label "lace.foo"`, "lace.net.b.mac = ", `"lace.net.c.ip" is about`,
+	for i, want := range []string{`unknown label "lace.foo"`, "lace.net.b.mac = ", `"lace.net.c.ip" is about`, "lace.ip = ", "lace.mac = ",
 		"lace.mac and lace.net.a.mac", `both have the interface "eth0"`, "gateway is true"} {
 		if line := strings.Split(first.Error(), "\n"); i >= len(line) || !strings.Contains(line[i], want) {
 			t.Errorf("line %d does not say %q:\n%v", i, want, first)

@@ -52,8 +52,8 @@ func TestRefusalIsOnTheTerminal(t *testing.T) {
 	b.refused(full, "ctr", "run", "--rm", "--label", "lace.network=backend", harness.Busybox, "c1", "true")
 	b.refused([]string{`lace: unknown label "lace.netwrok" (did you mean "lace.network"?)`},
 		"nerdctl", "run", "--net", "none", "--pull", "never", "--label", "lace.netwrok=backend", harness.Busybox, "true")
-	b.refused([]string{"this release joins a container to one"},
-		"nerdctl", "run", "--net", "none", "--pull", "never", "--label", "lace.network=a,b", harness.Busybox, "true")
+	b.refused([]string{`names network "a" twice`, `lace.net.b.mac = "x": is no MAC address`},
+		"nerdctl", "run", "--net", "none", "--pull", "never", "--label", "lace.network=a,a", "--label", "lace.net.b.mac=x", harness.Busybox, "true")
 	b.Nerdctl("run", "--rm", "--net", "none", "--pull", "never", harness.Busybox, "true")
 	if tasks := b.Ctr("-n", "default", "tasks", "ls", "-q"); tasks != "" {
 		t.Errorf("tasks are left: %s", tasks)

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -17,13 +18,19 @@ import (
 	"github.com/lace-net/lace/plugin"
 )
 
-// fake is a Dataplane that makes a plain veth with addresses of 10.40.1.0/24, and records what it is asked. What is
+// subnets are the fake's networks.
+var subnets = map[string]netip.Prefix{"backend": netip.MustParsePrefix("10.40.1.0/24"), "storage": netip.MustParsePrefix("10.50.0.0/24")}
+
+// claim says whose an address is.
+type claim struct{ container, network string }
+
+// fake is a Dataplane that makes a plain veth for each network, and records what it is asked. What is
 // tested here is the way from containerd to it.
 type fake struct {
 	mu       sync.Mutex
-	wired    map[string]plugin.Result
+	wired    map[string][]plugin.Result
 	netns    map[string]string
-	reserved map[string]netip.Addr
+	reserved map[claim]netip.Addr
 	calls    []string
 	retained [][]string
 
@@ -33,12 +40,12 @@ type fake struct {
 }
 
 func newFake() *fake {
-	return &fake{wired: map[string]plugin.Result{}, netns: map[string]string{}, reserved: map[string]netip.Addr{}}
+	return &fake{wired: map[string][]plugin.Result{}, netns: map[string]string{}, reserved: map[claim]netip.Addr{}}
 }
 
 var _ plugin.Dataplane = (*fake)(nil)
 
-func (f *fake) Attach(ctx context.Context, r plugin.Request) (plugin.Result, error) {
+func (f *fake) Attach(ctx context.Context, r plugin.Request) ([]plugin.Result, error) {
 	f.mu.Lock()
 	refuse, during := f.refuse, f.during
 	f.calls = append(f.calls, "attach "+r.Container)
@@ -47,43 +54,63 @@ func (f *fake) Attach(ctx context.Context, r plugin.Request) (plugin.Result, err
 		during(r)
 	}
 	if refuse != nil {
-		return plugin.Result{}, refuse
+		return nil, refuse
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if res, ok := f.wired[r.Container]; ok && f.netns[r.Container] == r.Netns {
+	if res, ok := f.wired[r.Container]; ok && f.netns[r.Container] == r.Netns && len(res) == len(r.Interfaces) {
 		return res, nil
 	}
-	ip, err := f.choose(r)
-	if err != nil {
-		return plugin.Result{}, err
+	chosen := map[claim]netip.Addr{}
+	for _, i := range r.Interfaces {
+		c := claim{r.Container, i.Network}
+		ip, err := f.choose(c, i.IPs)
+		if err != nil {
+			return nil, err
+		}
+		chosen[c] = ip
 	}
-	res := plugin.Result{IfName: r.IfName, V4: netip.PrefixFrom(ip, 24), Gateway4: netip.MustParseAddr("10.40.1.1"), MAC: r.MAC, MTU: 1460}
+	var results []plugin.Result
+	for _, i := range r.Interfaces {
+		res := resultOf(i, chosen[claim{r.Container, i.Network}])
+		if err := wire(ctx, r, i, res); err != nil {
+			return nil, err
+		}
+		results = append(results, res)
+	}
+	maps.Copy(f.reserved, chosen)
+	f.wired[r.Container], f.netns[r.Container] = results, r.Netns
+	return results, nil
+}
+
+func resultOf(i plugin.Interface, ip netip.Addr) plugin.Result {
+	subnet := subnets[i.Network]
+	res := plugin.Result{Network: i.Network, IfName: i.IfName, V4: netip.PrefixFrom(ip, subnet.Bits()), Gateway4: subnet.Addr().Next(), MAC: i.MAC, MTU: 1460}
 	if res.MAC == nil {
 		res.MAC = append(net.HardwareAddr{2, 0x4c}, ip.AsSlice()...)
 	}
-	if err := wire(ctx, r, res); err != nil {
-		return plugin.Result{}, err
-	}
-	f.wired[r.Container], f.netns[r.Container], f.reserved[r.Container] = res, r.Netns, ip
-	return res, nil
+	return res
 }
 
-func (f *fake) choose(r plugin.Request) (netip.Addr, error) {
+func (f *fake) choose(c claim, ips []netip.Addr) (netip.Addr, error) {
+	subnet, ok := subnets[c.network]
+	if !ok {
+		return netip.Addr{}, fmt.Errorf("there is no network %s", c.network)
+	}
 	taken := map[netip.Addr]bool{}
-	for c, ip := range f.reserved {
-		taken[ip] = c != r.Container
+	for other, ip := range f.reserved {
+		taken[ip] = taken[ip] || other != c
 	}
-	if len(r.IPs) > 0 {
-		if f.outside != nil && f.outside(r.IPs[0]) || taken[r.IPs[0]] {
-			return r.IPs[0], fmt.Errorf("address %s cannot be had", r.IPs[0])
+	if len(ips) > 0 {
+		if !subnet.Contains(ips[0]) || f.outside != nil && f.outside(ips[0]) || taken[ips[0]] {
+			return ips[0], fmt.Errorf("address %s cannot be had", ips[0])
 		}
-		return r.IPs[0], nil
+		return ips[0], nil
 	}
-	if ip, ok := f.reserved[r.Container]; ok {
+	if ip, ok := f.reserved[c]; ok {
 		return ip, nil
 	}
-	for ip := netip.MustParseAddr("10.40.1.2"); ; ip = ip.Next() {
+	for ip := subnet.Addr().Next().Next(); ; ip = ip.Next() {
 		if !taken[ip] && (f.outside == nil || !f.outside(ip)) {
 			return ip, nil
 		}
@@ -91,14 +118,18 @@ func (f *fake) choose(r plugin.Request) (netip.Addr, error) {
 }
 
 // wire makes the veth with the end of the container straight in its namespace.
-func wire(ctx context.Context, r plugin.Request, res plugin.Result) error {
-	host := fmt.Sprintf("lacet%.4x", sha256.Sum256([]byte(r.Container+r.Netns)))
-	for _, args := range [][]string{
-		{"ip", "link", "add", host, "type", "veth", "peer", "name", r.IfName, "address", res.MAC.String(), "netns", r.Netns},
+func wire(ctx context.Context, r plugin.Request, i plugin.Interface, res plugin.Result) error {
+	host := fmt.Sprintf("lacet%.4x", sha256.Sum256([]byte(r.Container+r.Netns+i.IfName)))
+	commands := [][]string{
+		{"ip", "link", "add", host, "type", "veth", "peer", "name", i.IfName, "address", res.MAC.String(), "netns", r.Netns},
 		{"ip", "link", "set", host, "up"},
-		{"nsenter", "--net=" + r.Netns, "ip", "addr", "add", res.V4.String(), "dev", r.IfName},
-		{"nsenter", "--net=" + r.Netns, "ip", "link", "set", r.IfName, "up"},
-	} {
+		{"nsenter", "--net=" + r.Netns, "ip", "addr", "add", res.V4.String(), "dev", i.IfName},
+		{"nsenter", "--net=" + r.Netns, "ip", "link", "set", i.IfName, "up"},
+	}
+	if i.Gateway {
+		commands = append(commands, []string{"nsenter", "--net=" + r.Netns, "ip", "route", "add", "default", "via", res.Gateway4.String()})
+	}
+	for _, args := range commands {
 		if out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, out)
 		}
@@ -106,11 +137,20 @@ func wire(ctx context.Context, r plugin.Request, res plugin.Result) error {
 	return nil
 }
 
-func (f *fake) Attached(container string) (plugin.Result, bool) {
+func (f *fake) Attached(container string) ([]plugin.Result, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	res, ok := f.wired[container]
 	return res, ok
+}
+
+// first returns how the first interface of a container is wired.
+func (f *fake) first(container string) (plugin.Result, bool) {
+	res, ok := f.Attached(container)
+	if !ok {
+		return plugin.Result{}, false
+	}
+	return res[0], true
 }
 
 func (f *fake) Detach(_ context.Context, container string) error {
@@ -126,10 +166,12 @@ func (f *fake) Reserve(_ context.Context, r plugin.Request) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.calls = append(f.calls, "reserve "+r.Container)
-	if len(r.IPs) == 0 {
-		return errors.New("nothing to reserve")
+	for _, i := range r.Interfaces {
+		if len(i.IPs) == 0 {
+			return errors.New("nothing to reserve")
+		}
+		f.reserved[claim{r.Container, i.Network}] = i.IPs[0]
 	}
-	f.reserved[r.Container] = r.IPs[0]
 	return nil
 }
 
@@ -138,7 +180,7 @@ func (f *fake) Release(ctx context.Context, container string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.calls = append(f.calls, "release "+container)
-	delete(f.reserved, container)
+	maps.DeleteFunc(f.reserved, func(c claim, _ netip.Addr) bool { return c.container == container })
 	return err
 }
 
@@ -147,9 +189,9 @@ func (f *fake) Retain(_ context.Context, live []string) error {
 	defer f.mu.Unlock()
 	f.retained = append(f.retained, live)
 	for c := range f.reserved {
-		if !slices.Contains(live, c) {
+		if !slices.Contains(live, c.container) {
 			delete(f.reserved, c)
-			delete(f.wired, c)
+			delete(f.wired, c.container)
 		}
 	}
 	return nil
@@ -180,10 +222,14 @@ func (f *fake) syncs() int {
 	return len(f.retained)
 }
 
-// reservedFor returns the address that a container holds.
-func (f *fake) reservedFor(container string) (netip.Addr, bool) {
+// reservedFor returns the addresses that a container holds, in the order of the names of the networks.
+func (f *fake) reservedFor(container string) (ips []netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	ip, ok := f.reserved[container]
-	return ip, ok
+	for _, network := range slices.Sorted(maps.Keys(subnets)) {
+		if ip, ok := f.reserved[claim{container, network}]; ok {
+			ips = append(ips, ip)
+		}
+	}
+	return ips
 }

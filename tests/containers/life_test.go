@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -36,8 +37,8 @@ func (b *bed) eventuallyDetached(container string) {
 func (b *bed) eventuallyReleased(container string) {
 	b.t.Helper()
 	b.Eventually("the addresses are released", func() error {
-		if ip, ok := b.reservedFor(container); ok {
-			return fmt.Errorf("%s is held", ip)
+		if ips := b.reservedFor(container); len(ips) > 0 {
+			return fmt.Errorf("%v are held", ips)
 		}
 		return nil
 	})
@@ -52,27 +53,31 @@ func (b *bed) taskPid(name string) int {
 	return pid
 }
 
+// holds fails the test unless the container holds these addresses and no others.
+func (b *bed) holds(when, container string, want ...netip.Addr) {
+	b.t.Helper()
+	if ips := b.reservedFor(container); !slices.Equal(ips, want) {
+		b.t.Errorf("%s held are %v, want %v", when, ips, want)
+	}
+}
+
 func TestAddressesAreKeptOverStopAndStart(t *testing.T) {
 	b := newBed(t, harness.Options{})
 	c := b.run("kept")
-	first, _ := b.Attached(c)
+	first, _ := b.first(c)
 	b.Nerdctl("stop", "-t", "0", "kept")
 	b.eventuallyDetached(c)
-	if ip, ok := b.reservedFor(c); !ok || ip != first.V4.Addr() {
-		t.Fatalf("held is %v (%v), want %v", ip, ok, first.V4)
-	}
+	b.holds("after the stop", c, first.V4.Addr())
 	b.stop() // the record of containerd outlives the agent's memory
 	b.fake = newFake()
-	b.fake.reserved["default/other"] = netip.MustParseAddr("10.40.1.99")
+	b.fake.reserved[claim{"default/other", "backend"}] = netip.MustParseAddr("10.40.1.99")
 	b.startAgent()
-	if ip, ok := b.reservedFor(c); !ok || ip != first.V4.Addr() {
-		t.Errorf("after a restart of the agent held is %v (%v), want %v", ip, ok, first.V4)
-	}
-	if _, ok := b.reservedFor("default/other"); ok {
+	b.holds("after a restart of the agent", c, first.V4.Addr())
+	if len(b.reservedFor("default/other")) != 0 {
 		t.Error("the address of a container that is gone is held")
 	}
 	b.Nerdctl("start", "kept")
-	if second, ok := b.Attached(c); !ok || second.V4 != first.V4 || second.MAC.String() != first.MAC.String() {
+	if second, ok := b.first(c); !ok || second.V4 != first.V4 || second.MAC.String() != first.MAC.String() {
 		t.Errorf("after the start %+v, want %+v", second, first)
 	}
 	contains(t, b.Nerdctl("exec", "kept", "ip", "-o", "addr"), first.V4.String())
@@ -83,16 +88,16 @@ func TestAddressesAreKeptOverStopAndStart(t *testing.T) {
 func TestAddressThatCannotBeKeptIsChosenAnew(t *testing.T) {
 	b := newBed(t, harness.Options{})
 	c := b.run("moved")
-	first, _ := b.Attached(c)
+	first, _ := b.first(c)
 	b.Nerdctl("stop", "-t", "0", "moved")
 	b.eventuallyDetached(c)
 	b.stop()
 	b.fake = newFake()
 	b.outside = func(a netip.Addr) bool { return a == first.V4.Addr() }
 	b.startAgent()
-	b.fake.set(func(f *fake) { delete(f.reserved, c) })
+	b.fake.set(func(f *fake) { clear(f.reserved) })
 	b.Nerdctl("start", "moved")
-	if second, ok := b.Attached(c); !ok || second.V4 == first.V4 {
+	if second, ok := b.first(c); !ok || second.V4 == first.V4 {
 		t.Errorf("after the start %+v, wired %v; want another address than %v", second, ok, first.V4)
 	}
 }
@@ -104,7 +109,7 @@ func TestKilledTaskIsDetached(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.eventuallyDetached(c)
-	if _, ok := b.reservedFor(c); !ok {
+	if len(b.reservedFor(c)) == 0 {
 		t.Error("the address of a container that still exists is given away")
 	}
 	b.Nerdctl("rm", "victim")
@@ -162,10 +167,10 @@ func TestAgentWasAway(t *testing.T) {
 			t.Errorf("%s is attached: %v, want %v", c, ok, want)
 		}
 	}
-	if _, ok := b.reservedFor(stopped); !ok {
+	if len(b.reservedFor(stopped)) == 0 {
 		t.Error("the stopped container lost its address")
 	}
-	if _, ok := b.reservedFor(gone); ok {
+	if len(b.reservedFor(gone)) != 0 {
 		t.Error("the removed container has its address")
 	}
 }
