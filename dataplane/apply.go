@@ -6,10 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	gomaps "maps"
 	"time"
 
-	"github.com/lace-net/lace/dataplane/maps"
 	"github.com/lace-net/lace/dataplane/netdev"
 	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/topology"
@@ -73,7 +71,7 @@ func (d *Dataplane) draft(t *topology.Topology) (*draft, error) {
 
 // bring makes a draft what holds.
 func (d *Dataplane) bring(ctx context.Context, n *draft) (Applied, error) {
-	if _, err := d.dev.Prepare(n.plan, netdev.Options{VRF: d.vrf, MTU: n.podMTU}); err != nil {
+	if _, err := d.dev.Prepare(n.plan, netdev.Options{VRF: d.vrf, MTU: n.uplinkMTU}); err != nil {
 		return Applied{}, err
 	}
 	if _, err := d.attachPrograms(n.wiring, n.uplinks); err != nil {
@@ -87,10 +85,14 @@ func (d *Dataplane) bring(ctx context.Context, n *draft) (Applied, error) {
 	if err != nil {
 		return Applied{}, err
 	}
+	devices, err := d.devices(n.wiring, n.uplinkMTU)
+	if err != nil {
+		return Applied{}, err
+	}
 	if err := ctx.Err(); err != nil {
 		return Applied{}, fmt.Errorf("it took too long: %w", err)
 	}
-	synced, err := d.hooks.Maps().Sync(n.plan, d.vrf, n.devices(), hops)
+	synced, err := d.hooks.Maps().Sync(n.plan, d.vrf, devices, hops)
 	if err != nil && !synced.Switched {
 		return Applied{}, err
 	}
@@ -104,30 +106,30 @@ func (d *Dataplane) settle(n *draft) error {
 	left := d.uplinks
 	d.wiring, d.uplinkState, d.plan = n.wiring, n.uplinkState, n.plan
 	d.vouch.Store(true)
-	_, err := d.dev.Apply(d.plan, netdev.Options{VRF: d.vrf, MTU: d.podMTU})
+	_, err := d.dev.Apply(d.plan, netdev.Options{VRF: d.vrf, MTU: d.uplinkMTU})
 	return errors.Join(d.problem, d.beat(), d.leaveUplinks(left), err, d.attachAll())
 }
 
-// wiring is what a topology makes of the containers on this node.
+// wiring is what a topology makes of the containers and devices on this node.
 type wiring struct {
-	topo       *topology.Topology
-	node       string
-	pools      map[topology.NetworkID]*pool // those of networks that left keep their leases
-	containers map[string]*container
-	strays     []int // interfaces of containers that get no traffic
+	topo   *topology.Topology
+	node   string
+	pools  map[topology.NetworkID]*pool // those of networks that left keep their leases
+	ports  map[place]*wired
+	strays []stray
 }
 
-// rewire gives the containers and leases that there are their places in a topology: their veths say who they are, and what
+// rewire gives the containers and leases that there are their places in a topology: their interfaces say who they are, and what
 // is leased now stays so where it fits. What holds now is not changed.
 func (d *Dataplane) rewire(t *topology.Topology) (wiring, error) {
-	w := wiring{topo: t, node: d.node, pools: map[topology.NetworkID]*pool{}, containers: map[string]*container{}}
+	w := wiring{topo: t, node: d.node, pools: map[topology.NetworkID]*pool{}, ports: map[place]*wired{}}
 	for id, p := range d.pools {
 		if !p.empty() {
 			w.pools[id] = p
 		}
 	}
 	for _, n := range t.Networks {
-		p := newPool(n.Name, d.node, n.Block(d.node))
+		p := poolOf(n, d.node)
 		p.inherit(d.pools[n.ID])
 		w.pools[n.ID] = p
 	}
@@ -135,39 +137,69 @@ func (d *Dataplane) rewire(t *topology.Topology) (wiring, error) {
 	if err != nil {
 		return wiring{}, err
 	}
+	were, err := d.types()
+	if err != nil {
+		return wiring{}, err
+	}
 	for _, p := range ports {
-		if err := w.adopt(p); err != nil {
+		if err := w.adopt(p, were[p.Index]); err != nil {
 			d.log.Warn("a container's network is not as the topology says; it gets no traffic until that changes, or it is started again",
-				"container", p.Attachment.Container, "network", p.Attachment.Network, "err", err)
-			w.strays = append(w.strays, p.Index)
+				"container", p.Attachment.Container, "network", p.Attachment.Network, "interface", p.Attachment.IfName, "err", err)
+			w.strays = append(w.strays, stray{p.Index, were[p.Index]})
 		}
 	}
 	return w, d.keepReservations(w)
 }
 
-// adopt takes over a container that was wired before.
-func (w *wiring) adopt(p netdev.Port) error {
+// types are those of the networks that interfaces were wired for, as far as that is known: the tables tell, also those of an earlier agent.
+func (d *Dataplane) types() (map[int]topology.NetworkType, error) {
+	types, err := d.hooks.Maps().PortTypes()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range d.strays {
+		types[s.ifindex] = s.network
+	}
+	for _, c := range d.ports {
+		types[c.ifindex] = c.Type
+	}
+	return types, nil
+}
+
+// adopt takes over an interface that was wired before, for a network of the type were; 0: not known.
+func (w *wiring) adopt(p netdev.Port, were topology.NetworkType) error {
 	a := p.Attachment
 	n, ok := w.topo.Network(a.Network)
-	if !ok || n.ID != a.NetworkID {
+	switch {
+	case !ok || n.ID != a.NetworkID:
 		return fmt.Errorf("network %s with id %d is not in the topology", a.Network, a.NetworkID)
+	case were != 0 && n.Type != were:
+		return fmt.Errorf("network %s was of type %s, and is of type %s", n.Name, were, n.Type)
 	}
-	if other := w.containers[a.Container]; other != nil {
-		return fmt.Errorf("it has %s already", other.HostIf)
+	if other := w.in(a.Container, n.ID); other != nil {
+		return fmt.Errorf("it has %s there already", other.HostIf)
 	}
-	l, _, err := w.lease(n, Request{Container: a.Container, Name: a.Name, IPs: addrs(a.V4, a.V6), Sticky: a.Sticky})
+	r := Request{Container: a.Container, Name: a.Name, Sticky: a.Sticky, Interfaces: []Interface{
+		{Network: a.Network, IPs: addrs(a.V4, a.V6), MAC: a.MAC, IfName: a.IfName, Gateway: a.Gateway, Device: a.Device},
+	}}
+	orders, _, err := w.orders(r)
 	if err != nil {
 		return err
 	}
-	l.running = true
-	w.containers[a.Container] = &container{Port: plan.Port{Attachment: a, HostIf: p.HostIf}, ifindex: p.Index, lease: l}
+	c := &wired{Port: orders[0].Port, ifindex: p.Index, lease: orders[0].lease}
+	if a.Device == "" {
+		c.Attachment = a // what the container has, though the topology may give it more by now
+	}
+	c.keepOwn(p.MTU)
+	c.lease.running = true
+	w.ports[placeOf(a)] = c
 	return nil
 }
 
-// build plans the node with the containers that are wired, and completes what is known of them.
+// build plans the node with all that is wired, and completes what is known of it.
 func (w *wiring) build() (*plan.Plan, error) {
-	attachments := make([]plan.Attachment, 0, len(w.containers))
-	for _, c := range w.containers {
+	attachments := make([]plan.Attachment, 0, len(w.ports))
+	for _, c := range w.ports {
 		attachments = append(attachments, c.Attachment)
 	}
 	p, err := plan.Build(w.topo, w.node, attachments)
@@ -175,12 +207,7 @@ func (w *wiring) build() (*plan.Plan, error) {
 		return nil, err
 	}
 	for _, port := range p.Ports {
-		w.containers[port.Container].Port = port
+		w.ports[placeOf(port.Attachment)].Port = port
 	}
 	return p, nil
-}
-
-// devices are the interfaces of the draft's containers.
-func (n *draft) devices() map[string]maps.Device {
-	return devicesOf(gomaps.Values(n.containers), n.podMTU)
 }

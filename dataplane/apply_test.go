@@ -169,7 +169,7 @@ func TestNetworkLeavesAndComesBack(t *testing.T) {
 		number++
 		return asks(c, netip.AddrPortFrom(server.port.V4, 2000), number, 200*time.Millisecond)
 	}
-	must(t, b.d.Reserve(context.Background(), Request{Container: "default/stopped", Network: "web", IPs: []netip.Addr{netip.MustParseAddr("10.40.1.77")}}))
+	must(t, b.d.Reserve(context.Background(), Request{Container: "default/stopped", Interfaces: []Interface{{Network: "web", IPs: ips("10.40.1.77")}}}))
 	until(t, "an answer", answered)
 	for name, without := range map[string]*topology.Topology{"the network is gone": parse(t, db), "its subnet is another": moved} {
 		b.mustApply(without)
@@ -188,10 +188,10 @@ func TestNetworkLeavesAndComesBack(t *testing.T) {
 		}
 		b.mustApply(both)
 		until(t, "an answer after the network came back", answered)
-		if p, ok := b.d.Attached(client.id); !ok || p.V4 != client.port.V4 {
+		if p, ok := b.d.Attached(client.id); !ok || p[0].V4 != client.port.V4 {
 			t.Errorf("%s and came back: the container has %+v, %v", name, p, ok)
 		}
-		if _, _, err := b.d.lease(network(t, both, "web"), Request{Container: "default/new", IPs: []netip.Addr{netip.MustParseAddr("10.40.1.77")}}); err == nil || !strings.Contains(err.Error(), "is taken by container default/stopped") {
+		if _, _, err := b.d.lease(claim{network: network(t, both, "web"), container: "default/new", want: ips("10.40.1.77")}); err == nil || !strings.Contains(err.Error(), "is taken by container default/stopped") {
 			t.Errorf("%s and came back: the address of a stopped container was given away: %v", name, err)
 		}
 	}

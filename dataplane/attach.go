@@ -4,10 +4,10 @@ package dataplane
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/lace-net/lace/dataplane/hook"
 	"github.com/lace-net/lace/dataplane/maps"
@@ -16,378 +16,282 @@ import (
 	"github.com/lace-net/lace/topology"
 )
 
-// Request is what a container asks for.
-type Request struct {
-	Container string // containerd namespace + "/" + container id
-	Name      string
-	Network   string
-	IPs       []netip.Addr // at most one a family; empty: chosen here
-	MAC       plan.MAC     // zero: chosen here
-	Sticky    bool         // the addresses stay reserved for the name when the container is removed
-	Netns     string       // path of the network namespace
-	IfName    string       // inside the container; empty: "eth0"
+// Interface is one network that a container asks for.
+type Interface struct {
+	Network string
+	IPs     []netip.Addr // at most one a family; empty: chosen here
+	MAC     plan.MAC     // zero: derived from the address
+	IfName  string       // inside the container; empty: "eth" and the place in the request
+	Gateway bool         // the container's default route leads here; at most one does
+	Device  string       // a device of the host in place of a veth made here: see AttachDevice
 }
 
-// Port is how a container is wired.
+// Request is what a container asks for.
+type Request struct {
+	Container  string // containerd namespace + "/" + container id
+	Name       string
+	Sticky     bool        // the addresses stay reserved for the name when the container is removed
+	Netns      string      // path of the network namespace
+	Interfaces []Interface // no network twice
+}
+
+// Port is how an interface of a container is wired.
 type Port struct {
 	plan.Port
 	Ifindex int // of the host end
-	MTU     int
+	MTU     int // largest IP packet
 }
 
-// Attach wires a container, or finds it wired as asked; a container that was wired before gets the same addresses again.
-// When it fails nothing new is left: what was wired before stays as it was, or goes as a whole.
-func (d *Dataplane) Attach(ctx context.Context, r Request) (Port, error) {
+// place is where a container is wired: its id and the name of the interface in it.
+type place struct{ container, ifName string }
+
+func placeOf(a plan.Attachment) place { return place{a.Container, a.IfName} }
+
+// wired is an interface of a container that is wired.
+type wired struct {
+	plan.Port
+	ifindex int
+	own     int // MTU of a device, which keeps it; 0: that of the network
+	lease   *lease
+}
+
+// mtu is the largest IP packet of the interface, where the uplinks take so large ones.
+func (c *wired) mtu(uplink int) int {
+	if c.own != 0 {
+		return c.own
+	}
+	return uplink - c.Overhead
+}
+
+func (c *wired) device(uplink int) maps.Device {
+	return maps.Device{Index: uint32(c.ifindex), MTU: uint16(min(c.mtu(uplink), maxMTU))}
+}
+
+// order is one interface of a request, with all that is known of it before the kernel is touched.
+type order struct {
+	plan.Port
+	netns string
+	lease *lease
+}
+
+// Attach wires a container to its networks, or finds it wired as asked; a container that was wired before gets the same addresses
+// again, and loses the networks that it does not ask for any more. The ports are in the order of the request. When it fails nothing new is left: what was
+// wired before stays as it was, or goes as a whole.
+func (d *Dataplane) Attach(ctx context.Context, r Request) ([]Port, error) {
+	if strings.HasPrefix(r.Container, devicePrefix) {
+		return nil, fmt.Errorf("attach container %s: ids that begin with %s are those of devices; use another containerd namespace", r.Container, devicePrefix)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := ctx.Err(); err != nil {
-		return Port{}, fmt.Errorf("attach %s: waited for others too long: %w", r.Container, err)
-	}
-	n, err := d.network(r.Network)
-	if err != nil {
-		return Port{}, err
-	}
-	l, undo, err := d.lease(n, r)
-	if err != nil {
-		return Port{}, err
-	}
-	c, err := d.wire(ctx, n, l, r)
-	if err != nil {
-		undo()
-		return Port{}, errors.Join(fmt.Errorf("attach container %s to network %s: %w", r.Container, n.Name, err), d.forgetGone())
-	}
-	l.running = true
-	d.containers[r.Container] = c
-	d.remember(n.ID, l)
-	d.log.Info("attached", "container", r.Container, "name", r.Name, "network", n.Name, "v4", addrText(c.V4), "v6", addrText(c.V6), "port", c.HostIf)
-	return d.port(c), nil
+	return d.attach(ctx, r)
 }
 
-// maxStickyName is how many bytes of a name the table of reservations holds.
-const maxStickyName = 63
-
-func (w *wiring) lease(n *topology.Network, r Request) (*lease, func(), error) {
-	switch b := n.Block(w.node); {
-	case r.Container == "":
-		return nil, nil, errors.New("a container without an id cannot be attached")
-	case !b.V4.IsValid() && !b.V6.IsValid():
-		return nil, nil, fmt.Errorf("network %s has no block on node %s", n.Name, w.node)
-	case r.Sticky && len(r.Name) > maxStickyName:
-		return nil, nil, fmt.Errorf("name %q has %d bytes: addresses can be kept for a name of at most %d", r.Name, len(r.Name), maxStickyName)
+func (d *Dataplane) attach(ctx context.Context, r Request) ([]Port, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("attach %s: waited for others too long: %w", r.Container, err)
 	}
-	l, undo, err := w.pools[n.ID].lease(r.Container, r.Name, r.IPs, r.Sticky)
+	r, err := r.complete()
 	if err != nil {
-		return nil, nil, fmt.Errorf("network %s: %w", n.Name, err)
+		return nil, err
 	}
-	return l, undo, nil
+	orders, undo, err := d.orders(r)
+	if err != nil {
+		return nil, err
+	}
+	all, err := d.wireAll(ctx, r.Container, orders)
+	if err != nil {
+		undo()
+		return nil, errors.Join(err, d.forgetGone())
+	}
+	ports := make([]Port, 0, len(all))
+	for _, c := range all {
+		c.lease.running = true
+		d.ports[placeOf(c.Attachment)] = c
+		d.remember(c.NetworkID, c.lease)
+		d.log.Info("attached", "container", r.Container, "name", r.Name, "network", c.Network, "interface", c.IfName,
+			"v4", addrText(c.V4), "v6", addrText(c.V6), "port", c.HostIf)
+		ports = append(ports, d.port(c))
+	}
+	return ports, nil
+}
+
+// orders finds addresses for all interfaces of a request, and what follows from them. undo gives the addresses back.
+func (w *wiring) orders(r Request) (orders []order, undo func(), err error) {
+	claims, err := w.claims(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	leases, undo, err := w.leaseAll(claims)
+	if err != nil {
+		return nil, nil, err
+	}
+	for i, c := range claims {
+		o, err := w.order(r, r.Interfaces[i], c, leases[i])
+		if err != nil {
+			undo()
+			return nil, nil, fmt.Errorf("attach %s to network %s: %w", whoIs(r.Container), c.network.Name, err)
+		}
+		orders = append(orders, o)
+	}
+	return orders, undo, nil
+}
+
+// order is what an interface becomes with its addresses.
+func (w *wiring) order(r Request, i Interface, c claim, l *lease) (order, error) {
+	a := plan.Attachment{
+		Container: r.Container, Name: r.Name, Network: c.network.Name, NetworkID: c.network.ID, IfName: i.IfName,
+		V4: l.v4, V6: l.v6, MAC: i.MAC, Sticky: r.Sticky, Gateway: i.Gateway, Device: i.Device,
+	}
+	switch {
+	case c.endpoint != nil:
+		a.MAC = c.endpoint.MAC
+	case a.MAC == plan.MAC{}:
+		a.MAC = macOf(c.network, l)
+	}
+	if a.MAC == (plan.MAC{}) {
+		return order{}, errors.New("no MAC address follows from its addresses: give one")
+	}
+	if err := w.checkMAC(c, a); err != nil {
+		return order{}, err
+	}
+	port, err := plan.NewPort(w.topo, w.node, a)
+	return order{Port: port, netns: r.Netns, lease: l}, err
+}
+
+// wireAll wires the interfaces one after the other. When one fails those that it has made before go.
+func (d *Dataplane) wireAll(ctx context.Context, container string, orders []order) ([]*wired, error) {
+	if err := d.leaveOther(container, orders); err != nil {
+		return nil, fmt.Errorf("attach %s: take away what it does not ask for any more: %w", whoIs(container), err)
+	}
+	var all, fresh []*wired
+	for _, o := range orders {
+		c, isNew, err := d.wire(ctx, o)
+		if err != nil {
+			err = fmt.Errorf("attach %s to network %s: %w", whoIs(container), o.Network, err)
+			for _, c := range fresh {
+				err = errors.Join(err, d.unwire(c))
+			}
+			return nil, err
+		}
+		if all = append(all, c); isNew {
+			fresh = append(fresh, c)
+		}
+	}
+	return all, nil
 }
 
 // wire makes the port in the order that lets no packet pass too early: link, tables, program, and only
-// then addresses and up.
-func (d *Dataplane) wire(ctx context.Context, n *topology.Network, l *lease, r Request) (*container, error) {
-	port, err := plan.NewPort(d.topo, d.node, d.attachment(n, l, r))
+// then addresses and up. isNew: it was not wired like that before.
+func (d *Dataplane) wire(ctx context.Context, o order) (c *wired, isNew bool, err error) {
+	spec := netdev.PortSpec{Port: o.Port, Netns: o.netns, MTU: d.uplinkMTU - o.Overhead}
+	link, err := d.link(spec)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	if err := d.checkMAC(port); err != nil {
-		return nil, err
-	}
-	if err := d.leaveOther(port); err != nil {
-		return nil, err
-	}
-	spec := netdev.PortSpec{Port: port, Netns: r.Netns, MTU: d.podMTU}
-	link, err := d.dev.CreatePort(spec)
-	if err != nil {
-		return nil, err
-	}
-	c := &container{Port: port, ifindex: link.Index, lease: l}
+	c = &wired{Port: o.Port, ifindex: link.Index, lease: o.lease}
+	c.keepOwn(link.MTU)
 	if err := d.replace(c); err != nil {
-		return nil, errors.Join(err, d.unwire(c))
+		return nil, false, errors.Join(err, d.unwire(c))
 	}
+	isNew = d.ports[placeOf(c.Attachment)] == nil
 	if err := d.connect(ctx, c, spec); err != nil {
-		if d.containers[c.Container] != nil { // wired as asked before, and still so
-			return nil, err
+		if isNew {
+			err = errors.Join(err, d.unwire(c))
 		}
-		return nil, errors.Join(err, d.unwire(c))
+		return nil, false, err
 	}
-	return c, nil
+	return c, isNew, nil
 }
 
-// checkMAC refuses a MAC address that another container of the network has: the bridge could not tell them apart.
-func (d *Dataplane) checkMAC(p plan.Port) error {
-	for id, c := range d.containers {
-		if id != p.Container && c.NetworkID == p.NetworkID && c.MAC == p.MAC {
-			return fmt.Errorf("MAC address %s is taken by container %s: ask for another one, or none", p.MAC, id)
-		}
+// link makes the veth of a port, or takes the device that is to be it.
+func (d *Dataplane) link(spec netdev.PortSpec) (netdev.Link, error) {
+	if spec.Device == "" {
+		return d.dev.CreatePort(spec)
 	}
-	return nil
+	link, err := d.dev.AdoptDevice(spec.Port, d.uplinks)
+	if err != nil && d.ports[placeOf(spec.Attachment)] == nil {
+		err = errors.Join(err, d.dev.ReleaseDevice(spec.Device))
+	}
+	return link, err
 }
 
-// leaveOther takes away what the container had in another network or under another interface name: that goes first,
-// as its MAC address may be the same.
-func (d *Dataplane) leaveOther(p plan.Port) error {
-	c := d.containers[p.Container]
-	if c == nil || c.HostIf == p.HostIf && c.NetworkID == p.NetworkID {
-		return nil
+// unlink removes the veth of a port, or gives the device back.
+func (d *Dataplane) unlink(a plan.Attachment) error {
+	if a.Device == "" {
+		return d.dev.DeletePort(a.HostIf())
 	}
-	err := d.unwire(c)
-	if c.NetworkID != p.NetworkID {
-		d.release(c.NetworkID, c.lease)
+	return d.dev.ReleaseDevice(a.Device)
+}
+
+// leaveOther takes away what a container has and does not ask for any more, or asks for under another name: that goes first, as
+// its MAC address may be the same.
+func (d *Dataplane) leaveOther(container string, orders []order) error {
+	asked, networks := map[place]topology.NetworkID{}, map[topology.NetworkID]bool{}
+	for _, o := range orders {
+		asked[placeOf(o.Attachment)], networks[o.NetworkID] = o.NetworkID, true
 	}
-	return err
+	var errs []error
+	for _, c := range d.of(container) {
+		if id, ok := asked[placeOf(c.Attachment)]; ok && id == c.NetworkID {
+			continue
+		}
+		errs = append(errs, d.unwire(c))
+		if !networks[c.NetworkID] {
+			d.release(c.NetworkID, c.lease)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // replace forgets an earlier wiring of the container's interface that is not the same as c.
-func (d *Dataplane) replace(c *container) error {
-	old := d.containers[c.Container]
+func (d *Dataplane) replace(c *wired) error {
+	old := d.ports[placeOf(c.Attachment)]
 	if old == nil || old.ifindex == c.ifindex && old.V4 == c.V4 && old.V6 == c.V6 && old.MAC == c.MAC {
 		return nil
 	}
 	old.lease.running = false
-	delete(d.containers, c.Container)
+	delete(d.ports, placeOf(c.Attachment))
 	return d.forget(old)
 }
 
-func (d *Dataplane) connect(ctx context.Context, c *container, spec netdev.PortSpec) error {
+func (d *Dataplane) connect(ctx context.Context, c *wired, spec netdev.PortSpec) error {
 	for _, k := range addressesOf(c) {
 		d.purge(k) // of whoever had the address before
 	}
-	if err := d.hooks.Maps().PutPort(c.Port, deviceOf(c.ifindex, d.podMTU)); err != nil {
+	if err := d.hooks.Maps().PutPort(c.Port, c.device(d.uplinkMTU)); err != nil {
 		return err
 	}
-	if err := d.hooks.Attach(c.ifindex, hook.PodL3); err != nil {
+	if err := d.hooks.Attach(c.ifindex, programOf(c.Type)); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("it took too long: %w", err)
 	}
+	if c.Device != "" {
+		return nil // what is behind it has the addresses
+	}
 	_, err := d.dev.ConfigurePort(spec)
 	return err
 }
 
-func (d *Dataplane) attachment(n *topology.Network, l *lease, r Request) plan.Attachment {
-	a := plan.Attachment{
-		Container: r.Container, Name: r.Name, Network: n.Name, NetworkID: n.ID, IfName: r.IfName,
-		V4: l.v4, V6: l.v6, MAC: r.MAC, Sticky: r.Sticky,
+// programOf is the program at ports of networks of a type.
+func programOf(t topology.NetworkType) hook.Program {
+	if t == topology.L2 {
+		return hook.PodL2
 	}
-	if a.IfName == "" {
-		a.IfName = "eth0"
-	}
-	if a.MAC == (plan.MAC{}) {
-		a.MAC = macOf(l)
-	}
-	return a
+	return hook.PodL3
 }
 
-// macOf derives a container's MAC from its address: 02:4c and the IPv4 address, or four bytes of a hash
-// of the IPv6 address. The same address always has the same MAC, so neighbour entries stay right.
-func macOf(l *lease) plan.MAC {
-	m := plan.MAC{0x02, 0x4c}
-	if l.v4.IsValid() {
-		b := l.v4.As4()
-		copy(m[2:], b[:])
-		return m
-	}
-	b := l.v6.As16()
-	sum := sha256.Sum256(b[:])
-	copy(m[2:], sum[:4])
-	return m
+func (d *Dataplane) port(c *wired) Port {
+	return Port{Port: c.Port, Ifindex: c.ifindex, MTU: c.mtu(d.uplinkMTU)}
 }
 
-// forget takes a port out of the tables and off its program. Its flows are decided again at once, and removed in a while.
-func (d *Dataplane) forget(c *container) error {
-	m := d.hooks.Maps()
-	err := errors.Join(m.DeletePort(c.Port, uint32(c.ifindex)), m.DecideAgain(), d.hooks.Detach(c.ifindex))
-	d.collector.leave(c)
-	return err
-}
-
-// unwire takes everything of a port away. It goes on past failures, so that a container can always die.
-func (d *Dataplane) unwire(c *container) error {
-	c.lease.running = false
-	delete(d.containers, c.Container)
-	return errors.Join(d.forget(c), d.dev.DeletePort(c.HostIf))
-}
-
-// forgetGone forgets the containers whose interface went with their network namespace, and looks which ports no container has.
-func (d *Dataplane) forgetGone() error {
-	ports, err := d.dev.Ports()
-	if err != nil {
-		return err
+// whoIs names a container or a device in errors.
+func whoIs(container string) string {
+	if device, ok := strings.CutPrefix(container, devicePrefix); ok {
+		return "device " + device
 	}
-	index := map[string]int{}
-	d.strays = nil
-	for _, p := range ports {
-		index[p.HostIf] = p.Index
-		if c := d.containers[p.Attachment.Container]; c == nil || c.HostIf != p.HostIf {
-			d.strays = append(d.strays, p.Index)
-		}
-	}
-	var errs []error
-	for id, c := range d.containers {
-		if index[c.HostIf] == c.ifindex {
-			continue
-		}
-		d.log.Info("a container's interface is gone", "container", id, "network", c.Network)
-		c.lease.running = false
-		delete(d.containers, id)
-		errs = append(errs, d.forget(c))
-	}
-	return errors.Join(errs...)
-}
-
-// Attached returns how a container is wired.
-func (d *Dataplane) Attached(id string) (Port, bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	c := d.containers[id]
-	if c == nil {
-		return Port{}, false
-	}
-	return d.port(c), true
-}
-
-func (d *Dataplane) port(c *container) Port {
-	return Port{Port: c.Port, Ifindex: c.ifindex, MTU: d.podMTU}
-}
-
-// Detach takes a container's wiring away. Its addresses stay its own until Release.
-func (d *Dataplane) Detach(_ context.Context, id string) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	c := d.containers[id]
-	if c == nil {
-		return nil
-	}
-	d.log.Info("detached", "container", id, "network", c.Network)
-	return d.unwire(c)
-}
-
-// Reserve holds the addresses of a container that exists and does not run.
-func (d *Dataplane) Reserve(_ context.Context, r Request) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	n, err := d.network(r.Network)
-	if err != nil {
-		return err
-	}
-	l, _, err := d.lease(n, r)
-	if err == nil {
-		d.remember(n.ID, l)
-	}
-	return err
-}
-
-// Release gives the addresses of a removed container back; those of a sticky name stay reserved for it.
-func (d *Dataplane) Release(_ context.Context, id string) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.releaseContainer(id)
-}
-
-func (d *Dataplane) releaseContainer(id string) error {
-	var err error
-	if c := d.containers[id]; c != nil {
-		err = d.unwire(c)
-	}
-	for network, p := range d.pools {
-		for l := range p.all() {
-			if l.container == id {
-				d.release(network, l)
-			}
-		}
-	}
-	return err
-}
-
-// release ends a lease, or keeps it for the name.
-func (d *Dataplane) release(network topology.NetworkID, l *lease) {
-	if l.sticky && l.name != "" {
-		l.container = ""
-		return
-	}
-	d.pools[network].drop(l)
-	d.remember(network, l)
-}
-
-// remember writes the reservation of a sticky name where it outlives this agent, and removes that of a name
-// which is sticky no longer.
-func (d *Dataplane) remember(network topology.NetworkID, l *lease) {
-	if l.name == "" {
-		return
-	}
-	var err error
-	switch {
-	case l.sticky:
-		err = d.kept.Put(maps.Reservation{Network: network, Name: l.name, V4: l.v4, V6: l.v6})
-	case !d.pools[network].sticks(l.name):
-		err = d.kept.Delete(network, l.name)
-	}
-	if err != nil {
-		d.log.Warn("the next agent will not know whether a name keeps its addresses", "name", l.name, "sticky", l.sticky, "err", err)
-	}
-}
-
-// keepReservations takes over the sticky names that an earlier agent kept; the containers that run are known already.
-func (d *Dataplane) keepReservations(w wiring) error {
-	all, err := d.kept.All()
-	if err != nil {
-		return err
-	}
-	for _, r := range all {
-		p := w.pools[r.Network]
-		if p == nil || p.sticks(r.Name) {
-			continue
-		}
-		if _, _, err := p.lease("", r.Name, addrs(r.V4, r.V6), true); err != nil {
-			d.log.Warn("a sticky reservation is void", "name", r.Name, "err", err)
-		}
-	}
-	return nil
-}
-
-// Retain detaches and releases every container that is not in live.
-func (d *Dataplane) Retain(_ context.Context, live []string) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	keep := map[string]bool{}
-	for _, id := range live {
-		keep[id] = true
-	}
-	var errs []error
-	for id := range d.containers {
-		if !keep[id] {
-			d.log.Info("container is gone", "container", id)
-			errs = append(errs, d.releaseContainer(id))
-		}
-	}
-	for network, p := range d.pools {
-		for l := range p.all() {
-			if l.container != "" && !keep[l.container] {
-				d.release(network, l)
-			}
-		}
-	}
-	errs = append(errs, d.dropStrays(keep))
-	return errors.Join(errs...)
-}
-
-// dropStrays removes ports of ours that no container of the plan has: of networks that left the topology, or a
-// second one that a crash left.
-func (d *Dataplane) dropStrays(keep map[string]bool) error {
-	ports, err := d.dev.Ports()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, p := range ports {
-		id := p.Attachment.Container
-		c := d.containers[id]
-		if c == nil && !keep[id] || c != nil && c.HostIf != p.HostIf {
-			errs = append(errs, d.hooks.Detach(p.Index), d.dev.DeletePort(p.HostIf))
-		}
-	}
-	return errors.Join(errs...)
+	return "container " + container
 }
 
 func addrs(all ...netip.Addr) []netip.Addr {

@@ -132,11 +132,21 @@ type pod struct {
 	*bed
 	id    string
 	netns string
-	port  Port
+	port  Port   // the first of ports
+	ports []Port // as Attach gave them
 	work  chan func()
 }
 
-func (b *bed) pod(id, network string) *pod {
+// pod is a container that is attached to networks, the first of which has its default route.
+func (b *bed) pod(id string, networks ...string) *pod {
+	b.t.Helper()
+	p := b.bare(id)
+	must(b.t, p.attach(networks...))
+	return p
+}
+
+// bare is a container without any network.
+func (b *bed) bare(id string) *pod {
 	b.t.Helper()
 	p := &pod{bed: b, id: id, work: make(chan func()), netns: filepath.Join(b.t.TempDir(), "ns")}
 	go func() {
@@ -156,13 +166,23 @@ func (b *bed) pod(id, network string) *pod {
 		return unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), p.netns, "", unix.MS_BIND, "")
 	}))
 	b.t.Cleanup(func() { must(b.t, unix.Unmount(p.netns, unix.MNT_DETACH)) })
-	must(b.t, p.attach(network))
 	return p
 }
 
-func (p *pod) attach(network string) error {
-	return p.bed.in(func() (err error) {
-		p.port, err = p.d.Attach(context.Background(), Request{Container: p.id, Name: p.id, Network: network, Netns: p.netns})
+func (p *pod) attach(networks ...string) error {
+	var all []Interface
+	for i, n := range networks {
+		all = append(all, Interface{Network: n, Gateway: i == 0})
+	}
+	return p.request(all...)
+}
+
+func (p *pod) request(all ...Interface) error {
+	return p.bed.in(func() error {
+		ports, err := p.d.Attach(context.Background(), Request{Container: p.id, Name: p.id, Netns: p.netns, Interfaces: all})
+		if err == nil {
+			p.port, p.ports = ports[0], ports
+		}
 		return err
 	})
 }

@@ -121,7 +121,7 @@ func (c *collector) judge(d *Dataplane, done maps.Collected, err error) {
 }
 
 // addressesOf are those whose flows go with a container.
-func addressesOf(c *container) (out []whose) {
+func addressesOf(c *wired) (out []whose) {
 	for _, a := range addrs(c.V4, c.V6) {
 		out = append(out, whose{c.NetworkID, a})
 	}
@@ -129,7 +129,7 @@ func addressesOf(c *container) (out []whose) {
 }
 
 // leave has the flows of a container removed that is gone; it waits for nothing.
-func (c *collector) leave(gone *container) {
+func (c *collector) leave(gone *wired) {
 	c.mu.Lock()
 	for _, k := range addressesOf(gone) {
 		if len(c.gone) < maxGone {

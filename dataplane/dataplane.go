@@ -8,9 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"log/slog"
-	gomaps "maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,16 +55,9 @@ type Dataplane struct {
 
 // uplinkState is what the uplinks are now, and leave for containers.
 type uplinkState struct {
-	uplinks []netdev.Uplink
-	podMTU  int
-	problem error // what is not as the topology says; it waits until it is
-}
-
-// container is a container that is wired.
-type container struct {
-	plan.Port
-	ifindex int
-	lease   *lease
+	uplinks   []netdev.Uplink
+	uplinkMTU int   // the smallest of theirs
+	problem   error // what is not as the topology says; it waits until it is
 }
 
 // Open loads the programs, finds what an earlier agent left and makes the plan true. An error of one
@@ -132,10 +123,12 @@ func (d *Dataplane) sync() error {
 	return errors.Join(errs...)
 }
 
-func (d *Dataplane) links() netdev.Options { return netdev.Options{VRF: d.vrf, MTU: d.podMTU} }
+func (d *Dataplane) links() netdev.Options { return netdev.Options{VRF: d.vrf, MTU: d.uplinkMTU} }
 
-// defaultMTU stands in while no uplink is there.
-const defaultMTU = 1500
+const (
+	defaultMTU = 1500  // while no uplink is there
+	maxMTU     = 65535 // of an interface that containers have
+)
 
 // findUplinks takes over what the uplinks are now.
 func (d *Dataplane) findUplinks() error {
@@ -148,7 +141,7 @@ func (d *Dataplane) findUplinks() error {
 	return errors.Join(now.problem, d.leaveUplinks(left))
 }
 
-// readUplinks reads the uplinks and what their MTU leaves for containers. While none is there, that stays.
+// readUplinks reads the uplinks and the smallest MTU of them. While none is there, that stays.
 func (d *Dataplane) readUplinks(p *plan.Plan) (now uplinkState, err error) {
 	uplinks, err := d.dev.Uplinks(p)
 	if err != nil {
@@ -166,12 +159,13 @@ func (d *Dataplane) readUplinks(p *plan.Plan) (now uplinkState, err error) {
 			mtu = u.MTU
 		}
 	}
-	now.podMTU = d.podMTU
-	if mtu == 0 && d.podMTU == 0 {
-		mtu = defaultMTU
-	}
-	if mtu > 0 {
-		now.podMTU = min(mtu, 65535) - p.Encapsulation.Overhead()
+	switch {
+	case mtu > 0:
+		now.uplinkMTU = min(mtu, maxMTU)
+	case d.uplinkMTU > 0:
+		now.uplinkMTU = d.uplinkMTU
+	default:
+		now.uplinkMTU = defaultMTU
 	}
 	switch {
 	case len(missing) > 0:
@@ -200,7 +194,11 @@ func (d *Dataplane) syncMaps() error {
 	if err != nil {
 		return err
 	}
-	done, err := d.hooks.Maps().Sync(d.plan, d.vrf, devicesOf(gomaps.Values(d.containers), d.podMTU), hops)
+	devices, err := d.devices(d.wiring, d.uplinkMTU)
+	if err != nil {
+		return err
+	}
+	done, err := d.hooks.Maps().Sync(d.plan, d.vrf, devices, hops)
 	d.log.Debug("tables written", "put", done.Put, "deleted", done.Deleted, "generation", done.Generation, "switched", done.Switched)
 	if err != nil {
 		return err
@@ -209,17 +207,17 @@ func (d *Dataplane) syncMaps() error {
 	return d.beat()
 }
 
-// devicesOf are the interfaces of containers, by their name.
-func devicesOf(containers iter.Seq[*container], mtu int) map[string]maps.Device {
-	devices := map[string]maps.Device{}
-	for c := range containers {
-		devices[c.HostIf] = deviceOf(c.ifindex, mtu)
+// devices are the interfaces of what is wired, by their name, and the one that cuts GSO frames.
+func (d *Dataplane) devices(w wiring, uplinkMTU int) (map[string]maps.Device, error) {
+	near, _, err := d.dev.Segmenter()
+	if err != nil {
+		return nil, err
 	}
-	return devices
-}
-
-func deviceOf(ifindex, mtu int) maps.Device {
-	return maps.Device{Index: uint32(ifindex), MTU: uint16(mtu)}
+	devices := map[string]maps.Device{maps.Segmenter: {Index: uint32(near)}}
+	for _, c := range w.ports {
+		devices[c.HostIf] = c.device(uplinkMTU)
+	}
+	return devices, nil
 }
 
 // nexthops resolves the ways to the peers of a plan.
@@ -259,12 +257,8 @@ func (d *Dataplane) attachAll() error {
 func (d *Dataplane) attachPrograms(w wiring, uplinks []netdev.Uplink) (keep map[int]bool, err error) {
 	keep = map[int]bool{}
 	var errs []error
-	pods := slices.Clone(w.strays)
-	for _, c := range w.containers {
-		pods = append(pods, c.ifindex)
-	}
-	for _, ifindex := range pods {
-		err := d.hooks.Attach(ifindex, hook.PodL3)
+	for ifindex, program := range w.programs() {
+		err := d.hooks.Attach(ifindex, program)
 		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOLINK) {
 			d.log.Debug("a container's interface has just gone", "ifindex", ifindex, "err", err)
 			continue // a container may end at any time: the watch tells of it
@@ -282,7 +276,33 @@ func (d *Dataplane) attachPrograms(w wiring, uplinks []netdev.Uplink) (keep map[
 			errs = append(errs, fmt.Errorf("uplink %s: %w", u.Name, err))
 		}
 	}
+	errs = append(errs, d.attachSegmenter(keep))
 	return keep, errors.Join(errs...)
+}
+
+// programs are those of the ports, strays among them, by interface.
+func (w *wiring) programs() map[int]hook.Program {
+	programs := map[int]hook.Program{}
+	for _, s := range w.strays {
+		programs[s.ifindex] = programOf(s.network)
+	}
+	for _, c := range w.ports {
+		programs[c.ifindex] = programOf(c.Type)
+	}
+	return programs
+}
+
+// attachSegmenter has the pieces of what the segmenter cuts sent on; nothing where there is none.
+func (d *Dataplane) attachSegmenter(keep map[int]bool) error {
+	_, far, err := d.dev.Segmenter()
+	if err != nil || far == 0 {
+		return err
+	}
+	keep[far] = true
+	if err := d.hooks.Attach(far, hook.Segmented); err != nil {
+		return fmt.Errorf("segmenter: %w", err)
+	}
+	return nil
 }
 
 const (
@@ -385,20 +405,7 @@ func Remove(bpffs string, log *slog.Logger) error {
 	return errors.Join(dev.RemoveFilters(), dev.Remove(), hook.Remove(bpffs))
 }
 
-func (d *Dataplane) network(name string) (*topology.Network, error) {
-	n, ok := d.topo.Network(name)
-	if ok {
-		return n, nil
-	}
-	var names []string
-	for _, n := range d.topo.Networks {
-		names = append(names, n.Name)
-	}
-	slices.Sort(names)
-	return nil, fmt.Errorf("network %q is not in the topology; there are: %s", name, strings.Join(names, ", "))
-}
-
-// CountPorts says how many containers are attached in this network namespace.
+// CountPorts says how many interfaces of containers and devices are attached in this network namespace.
 func CountPorts(log *slog.Logger) (int, error) {
 	dev, err := netdev.Open(log)
 	if err != nil {

@@ -13,42 +13,60 @@ import (
 	"github.com/lace-net/lace/topology"
 )
 
-// lease is who holds which addresses of a network's block.
+// lease is who holds which addresses of a network.
 type lease struct {
 	container string // "" once the container is removed and the lease is kept for the name
 	name      string
 	sticky    bool
 	running   bool
+	declared  bool // the topology gives these addresses to an endpoint, outside the pools
 	v4, v6    netip.Addr
 }
 
 // pool hands out the addresses of one network's block on this node. The first choice follows from the
 // container's name (its id where it has none), so that a name gets the same addresses again when they are free.
 type pool struct {
-	network string
-	node    string
-	block   topology.Block
-	size    uint64 // addresses of the smaller family, without network, gateway and broadcast address
-	taken   map[netip.Addr]*lease
-	leases  map[*lease]struct{}
-	away    map[*lease]struct{} // outside the block that the topology gives now: they wait for one that has them again
+	network  string
+	node     string
+	word     string // what people call the block
+	block    topology.Block
+	front    uint64                                 // places in front of a block's first address that containers have
+	back     uint64                                 // … behind the last one of an IPv4 block
+	size     uint64                                 // places between them, in the smaller family
+	reserved func(netip.Addr) (why string, is bool) // of those, what containers do not have
+	taken    map[netip.Addr]*lease
+	leases   map[*lease]struct{}
+	away     map[*lease]struct{} // outside the block that the topology gives now: they wait for one that has them again
 }
 
-// maxPool bounds the search in a large IPv6 block.
+// maxPool bounds the search in a large block.
 const maxPool = 1 << 20
 
-// reserved are the network address and the gateway in front of a block's first address.
-const reserved = 2
+// poolOf is what a node has of a network. In an L2 network containers have all addresses to which the topology gives no other use.
+func poolOf(n *topology.Network, node string) *pool {
+	p := newPool(n.Name, node, n.Block(node))
+	if n.Type == topology.L2 {
+		p.word, p.front, p.back, p.reserved = "pool", 0, 0, n.Reserved
+		p.measure()
+	}
+	return p
+}
 
+// newPool is one of a routed network: each block has a network address, a gateway and, of IPv4, a broadcast address.
 func newPool(network, node string, block topology.Block) *pool {
-	size := uint64(maxPool)
-	for _, p := range []netip.Prefix{block.V4, block.V6} {
-		if p.IsValid() {
-			size = min(size, usable(p))
+	p := &pool{network: network, node: node, word: "block", block: block, front: 2, back: 1, reserved: func(netip.Addr) (string, bool) { return "", false },
+		taken: map[netip.Addr]*lease{}, leases: map[*lease]struct{}{}, away: map[*lease]struct{}{}}
+	p.measure()
+	return p
+}
+
+func (p *pool) measure() {
+	p.size = maxPool
+	for _, b := range []netip.Prefix{p.block.V4, p.block.V6} {
+		if b.IsValid() {
+			p.size = min(p.size, p.usable(b))
 		}
 	}
-	return &pool{network: network, node: node, block: block, size: size,
-		taken: map[netip.Addr]*lease{}, leases: map[*lease]struct{}{}, away: map[*lease]struct{}{}}
 }
 
 // inherit takes over the leases of the pool that the network had under another topology: those that do not fit stay away.
@@ -58,6 +76,7 @@ func (p *pool) inherit(old *pool) {
 	}
 	for l := range old.all() {
 		switch {
+		case l.declared: // the device that has it says so itself
 		case p.knows(l): // by the addresses that it got meanwhile
 		case p.fits(l):
 			p.keep(l)
@@ -103,19 +122,20 @@ func (p *pool) all() iter.Seq[*lease] {
 
 func (p *pool) empty() bool { return len(p.leases)+len(p.away) == 0 }
 
-// usable counts the addresses of a block that containers can have.
-func usable(p netip.Prefix) uint64 {
-	host := p.Addr().BitLen() - p.Bits()
-	if host > 32 {
+// usable counts the places of a block that containers can have.
+func (p *pool) usable(block netip.Prefix) uint64 {
+	if host(block) > 32 {
 		return maxPool
 	}
-	n := uint64(1) << host
-	kept := uint64(reserved)
-	if p.Addr().Is4() {
-		kept++ // broadcast
+	n, kept := uint64(1)<<host(block), p.front
+	if block.Addr().Is4() {
+		kept += p.back
 	}
 	return n - min(n, kept)
 }
+
+// host is how many bits of an address count within a block.
+func host(block netip.Prefix) int { return block.Addr().BitLen() - block.Bits() }
 
 // holds finds the lease of a container, or one that is kept for its name.
 func (p *pool) holds(container, name string) *lease {
@@ -133,33 +153,55 @@ func (p *pool) holds(container, name string) *lease {
 	return kept
 }
 
-// lease gives the container the addresses that it asks for, those that it or its name holds, or free ones.
+// lease gives a claim the addresses that it asks for, those that the container or its name holds, or free ones.
 // undo makes it as it was before.
-func (p *pool) lease(container, name string, want []netip.Addr, sticky bool) (l *lease, undo func(), err error) {
-	have := p.holds(container, name)
-	l = &lease{container: container, name: name, sticky: sticky}
-	for _, a := range want {
-		if err := p.wish(l, have, a); err != nil {
-			return nil, nil, err
-		}
-	}
-	l.prefer(have)
-	if err := p.choose(l, have); err != nil {
+func (p *pool) lease(c claim) (l *lease, undo func(), err error) {
+	have := p.holds(c.container, c.name)
+	l = &lease{container: c.container, name: c.name, sticky: c.sticky}
+	if err := p.fill(l, have, c); err != nil {
 		return nil, nil, err
 	}
 	if have != nil && have.v4 == l.v4 && have.v6 == l.v6 {
 		was := *have
-		have.container, have.name, have.sticky = container, name, sticky
-		return have, func() { have.container, have.name, have.sticky = was.container, was.name, was.sticky }, nil
+		have.container, have.name, have.sticky, have.declared = l.container, l.name, l.sticky, l.declared
+		return have, func() { *have = was }, nil
 	}
 	p.drop(have)
 	p.keep(l)
 	return l, func() { p.drop(l); p.keep(have) }, nil
 }
 
+// fill finds the addresses of a lease.
+func (p *pool) fill(l, have *lease, c claim) error {
+	if e := c.endpoint; e != nil && (e.V4.IsValid() || e.V6.IsValid()) {
+		return p.declare(l, have, e)
+	}
+	if c.endpoint == nil && p.block == (topology.Block{}) {
+		return fmt.Errorf("node %s has no %s of it", p.node, p.word)
+	}
+	for _, a := range c.want {
+		if err := p.wish(l, have, a); err != nil {
+			return err
+		}
+	}
+	p.prefer(l, have)
+	return p.choose(l, have)
+}
+
+// declare gives l the addresses that the topology declares for an endpoint.
+func (p *pool) declare(l, have *lease, e *topology.Endpoint) error {
+	for _, a := range addrs(e.V4, e.V6) {
+		if holder := p.taken[a]; holder != nil && holder != have {
+			return fmt.Errorf("address %s of endpoint %s is taken by %s", a, e.Name, holder)
+		}
+	}
+	l.v4, l.v6, l.declared = e.V4, e.V6, true
+	return nil
+}
+
 // prefer takes over what was held before, in the families that nothing was asked for.
-func (l *lease) prefer(have *lease) {
-	if have == nil {
+func (p *pool) prefer(l, have *lease) {
+	if have == nil || have.declared {
 		return
 	}
 	if !l.v4.IsValid() {
@@ -190,13 +232,16 @@ func (p *pool) wish(l, have *lease, a netip.Addr) error {
 		return fmt.Errorf("addresses %s and %s: at most one of a family can be asked for", *place, a)
 	}
 	if !block.IsValid() {
-		return fmt.Errorf("address %s: network %s has no block of that family on node %s", a, p.network, p.node)
+		return fmt.Errorf("address %s: network %s has no %s of that family on node %s", a, p.network, p.word, p.node)
+	}
+	if why, is := p.reserved(a); is {
+		return fmt.Errorf("address %s of network %s is %s: ask for another one, or none", a, p.network, why)
 	}
 	if !block.Contains(a) {
-		return fmt.Errorf("address %s is outside %s, the block of network %s on node %s", a, block, p.network, p.node)
+		return fmt.Errorf("address %s is outside %s, the %s of network %s on node %s", a, block, p.word, p.network, p.node)
 	}
-	if at := offset(block, a); at < reserved || (a.Is4() && at == reserved+usable(block)) {
-		return fmt.Errorf("address %s is the network, gateway or broadcast address of block %s; containers have those from %s on", a, block, nth(block, reserved))
+	if at := offset(block, a); at < p.front || at-p.front >= p.usable(block) && host(block) <= 32 {
+		return fmt.Errorf("address %s is the network, gateway or broadcast address of block %s; containers have those from %s on", a, block, nth(block, p.front))
 	}
 	if holder := p.taken[a]; holder != nil && holder != have {
 		return fmt.Errorf("address %s is taken by %s", a, holder)
@@ -227,7 +272,7 @@ func (p *pool) choose(l, have *lease) error {
 	}
 	start := p.start(l)
 	for i := range p.size {
-		at := reserved + (start+i)%p.size
+		at := p.front + (start+i)%p.size
 		a4, a6 := nth(p.block.V4, at), nth(p.block.V6, at)
 		if need4 && !p.free(a4, have) || need6 && !p.free(a6, have) {
 			continue
@@ -246,10 +291,10 @@ func (p *pool) choose(l, have *lease) error {
 // start is where the search begins: beside an address that was asked for, else where the name leads.
 func (p *pool) start(l *lease) uint64 {
 	if l.v4.IsValid() {
-		return (offset(p.block.V4, l.v4) - reserved) % p.size
+		return (offset(p.block.V4, l.v4) - p.front) % p.size
 	}
 	if l.v6.IsValid() {
-		return (offset(p.block.V6, l.v6) - reserved) % p.size
+		return (offset(p.block.V6, l.v6) - p.front) % p.size
 	}
 	key := l.name
 	if key == "" {
@@ -261,6 +306,9 @@ func (p *pool) start(l *lease) uint64 {
 }
 
 func (p *pool) free(a netip.Addr, have *lease) bool {
+	if _, is := p.reserved(a); is {
+		return false
+	}
 	holder := p.taken[a]
 	return holder == nil || holder == have
 }
@@ -269,6 +317,7 @@ func (p *pool) full() error {
 	var running, stopped, sticky int
 	for l := range p.leases {
 		switch {
+		case l.declared:
 		case l.container == "":
 			sticky++
 		case l.running:
@@ -277,8 +326,8 @@ func (p *pool) full() error {
 			stopped++
 		}
 	}
-	return fmt.Errorf("the block of node %s (%s) is full: its %d addresses are held by %d running and %d stopped containers and %d sticky names; remove some, or give the network larger blocks",
-		p.node, blockText(p.block), p.size, running, stopped, sticky)
+	return fmt.Errorf("the %s of node %s (%s) is full: its %d addresses are held by %d running and %d stopped containers and %d sticky names; remove some, or give the network larger %[1]ss",
+		p.word, p.node, blockText(p.block), running+stopped+sticky, running, stopped, sticky)
 }
 
 func blockText(b topology.Block) string {

@@ -34,7 +34,7 @@ func ips(all ...string) []netip.Addr {
 
 func mustLease(t *testing.T, p *pool, container, name string, want []netip.Addr, sticky bool) *lease {
 	t.Helper()
-	l, _, err := p.lease(container, name, want, sticky)
+	l, _, err := p.lease(claim{container: container, name: name, want: want, sticky: sticky})
 	if err != nil {
 		t.Fatalf("lease for %s: %v", container, err)
 	}
@@ -88,7 +88,7 @@ func TestLeaseOfAContainerStays(t *testing.T) {
 
 func TestUndo(t *testing.T) {
 	p := newPool("backend", "n1", block("10.40.1.0/24"))
-	_, undo, err := p.lease("default/1", "", nil, false)
+	_, undo, err := p.lease(claim{container: "default/1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +97,7 @@ func TestUndo(t *testing.T) {
 		t.Errorf("%d leases are left of a first one", len(p.leases))
 	}
 	l := mustLease(t, p, "default/1", "web", ips("10.40.1.9"), true)
-	_, undo, err = p.lease("default/1", "", ips("10.40.1.10"), false)
+	_, undo, err = p.lease(claim{container: "default/1", want: ips("10.40.1.10")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +106,7 @@ func TestUndo(t *testing.T) {
 		t.Errorf("undo left %+v, want %+v", got, l)
 	}
 	checkPool(t, p)
-	_, undo, _ = p.lease("default/1", "other", nil, false)
+	_, undo, _ = p.lease(claim{container: "default/1", name: "other"})
 	undo()
 	if l.name != "web" || !l.sticky {
 		t.Errorf("undo left the name %q", l.name)
@@ -158,7 +158,7 @@ func TestRefusedWishes(t *testing.T) {
 		{[]netip.Addr{{}}, "outside"},
 	}
 	for _, tt := range tests {
-		_, _, err := p.lease("default/2", "", tt.want, false)
+		_, _, err := p.lease(claim{container: "default/2", want: tt.want})
 		if err == nil || !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("%v: %v; want an error with %q", tt.want, err, tt.says)
 		}
@@ -167,7 +167,7 @@ func TestRefusedWishes(t *testing.T) {
 		}
 	}
 	v4 := newPool("backend", "n1", block("10.40.1.0/29"))
-	if _, _, err := v4.lease("default/1", "", ips("fd40::5"), false); err == nil || !strings.Contains(err.Error(), "no block of that family") {
+	if _, _, err := v4.lease(claim{container: "default/1", want: ips("fd40::5")}); err == nil || !strings.Contains(err.Error(), "no block of that family") {
 		t.Errorf("an IPv6 address in an IPv4 network: %v", err)
 	}
 }
@@ -189,7 +189,7 @@ func TestFullBlock(t *testing.T) {
 		for i := range tt.takes {
 			mustLease(t, p, fmt.Sprint("default/", i), "", nil, false)
 		}
-		_, _, err := p.lease("default/more", "", nil, false)
+		_, _, err := p.lease(claim{container: "default/more"})
 		if err == nil || !strings.Contains(err.Error(), "is full") {
 			t.Errorf("%s takes more than %d: %v", blockText(tt.block), tt.takes, err)
 		}
@@ -203,7 +203,7 @@ func TestFullBlockSaysWhoHoldsIt(t *testing.T) {
 	mustLease(t, p, "default/3", "c", nil, false)
 	mustLease(t, p, "default/4", "d", nil, true).container = ""
 	l := mustLease(t, p, "default/5", "e", nil, false)
-	_, _, err := p.lease("default/6", "", nil, false)
+	_, _, err := p.lease(claim{container: "default/6"})
 	if err == nil || !strings.Contains(err.Error(), "2 running and 2 stopped containers and 1 sticky names") {
 		t.Errorf("full: %v", err)
 	}
@@ -259,7 +259,7 @@ func TestInherit(t *testing.T) {
 		t.Errorf("%d leases and %d away, want 4 and none: what a container had in the other block is void", len(again.leases), len(again.away))
 	}
 	for _, a := range []string{"10.40.1.9", "10.40.1.20", "10.40.1.21"} {
-		if _, _, err := back.lease("default/new", "", ips(a), false); err == nil {
+		if _, _, err := back.lease(claim{container: "default/new", want: ips(a)}); err == nil {
 			t.Errorf("%s was given away", a)
 		}
 	}

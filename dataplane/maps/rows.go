@@ -82,6 +82,37 @@ func (m *Maps) DeletePort(p plan.Port, index uint32) error {
 	return errors.Join(errs...)
 }
 
+// PortTypes are the types of the networks that the interfaces in the active generation are in, by index.
+func (m *Maps) PortTypes() (map[int]topology.NetworkType, error) {
+	s, err := m.active()
+	if err != nil {
+		return nil, err
+	}
+	ports, err := m.Ports.All()
+	if err != nil {
+		return nil, err
+	}
+	networks, err := m.Networks.All()
+	if err != nil {
+		return nil, err
+	}
+	types := map[int]topology.NetworkType{}
+	for k, p := range ports {
+		n, ok := networks[Scope(topology.NetworkID(p.Network), s)]
+		if Slot(k.Slot) == s && ok {
+			types[int(k.Ifindex)] = typeOf(n)
+		}
+	}
+	return types, nil
+}
+
+func typeOf(row bpf.LaceNetwork) topology.NetworkType {
+	if row.Flags&uint32(bpf.LaceNetworkFlagsNETWORK_L2) != 0 {
+		return topology.L2
+	}
+	return topology.L3
+}
+
 // rows are what a slot holds, but for the nexthops.
 type rows struct {
 	config    bpf.LaceConfig
