@@ -101,7 +101,7 @@ func TestConnections(t *testing.T) {
 	must(t, err)
 	sid := netip.MustParseAddr("5f00:1ace:2:14:0:c800::")
 	v := bpf.LaceFlow{Packets: 8, Bytes: 800, Since: now - 100, Seen: now - 3, Generation: 5, Network: 200, Line: 12, Ifindex: 0, Peer: 2,
-		State: uint8(bpf.LaceFlowStateFLOW_ESTABLISHED), Flags: uint8(bpf.LaceFlowFlagsFLOW_PICKED)}
+		State: uint8(bpf.LaceFlowStateFLOW_ESTABLISHED), Flags: uint8(bpf.LaceFlowFlagsFLOW_PICKED | bpf.LaceFlowFlagsFLOW_BRIDGED | bpf.LaceFlowFlagsFLOW_DIRECT)}
 	source := netip.MustParseAddr("5f00:1ace:2:5ce:0:c800::")
 	v.Sid.U8, v.Source.U8 = sid.As16(), source.As16()
 	key := flowKey(100, 6, "10.40.1.5", "10.60.1.7", 40000, 80)
@@ -112,7 +112,7 @@ func TestConnections(t *testing.T) {
 	}
 	want := Flow{
 		Network: 100, To: 200, Src: netip.MustParseAddrPort("10.40.1.5:40000"), Dst: netip.MustParseAddrPort("10.60.1.7:80"), Protocol: 6,
-		State: bpf.LaceFlowStateFLOW_ESTABLISHED, Picked: true, Age: 100 << 30, Idle: 3 << 30, Packets: 8, Bytes: 800, Peer: 2, SID: sid, Source: source,
+		State: bpf.LaceFlowStateFLOW_ESTABLISHED, Picked: true, Bridged: true, Direct: true, Age: 100 << 30, Idle: 3 << 30, Packets: 8, Bytes: 800, Peer: 2, SID: sid, Source: source,
 		Line: 12, Generation: 5, key: key, back: partner(key, 200),
 	}
 	flow := got[0].Flow

@@ -64,7 +64,7 @@ func (m *Maps) held(t testing.TB) (out [2]int) {
 	slots, err := m.read()
 	must(t, err)
 	for i, s := range slots {
-		out[i] = len(s.networks) + len(s.blocks) + len(s.peerings) + len(s.peers) + len(s.ports) + len(s.endpoints)
+		out[i] = s.count()
 	}
 	return out
 }
@@ -224,6 +224,16 @@ func TestFullTable(t *testing.T) {
 		"ports": func(p *plan.Plan) {
 			p.Networks[0].Line++
 			p.Ports = testPlan(9).Ports
+		},
+		"fdb": func(p *plan.Plan) {
+			for i := range 9 {
+				p.Stations = append(p.Stations, plan.Station{Network: 100, MAC: plan.MAC{2, 1, byte(i)}, Peer: 1})
+			}
+		},
+		"members": func(p *plan.Plan) {
+			for i := range 9 {
+				p.Members = append(p.Members, plan.Member{Network: 100, Peer: uint32(1 + i)})
+			}
 		},
 	} {
 		t.Run(table, func(t *testing.T) {

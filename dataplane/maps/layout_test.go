@@ -20,7 +20,9 @@ func TestLayout(t *testing.T) {
 		"config": bpf.LaceConfig{}, "timeouts": bpf.LaceTimeouts{}, "flow_key": bpf.LaceFlowKey{}, "flow": bpf.LaceFlow{},
 		"fragment_key": bpf.LaceFragmentKey{}, "fragment": bpf.LaceFragment{}, "collection": bpf.LaceCollection{},
 		"refusal_key": bpf.LaceRefusalKey{}, "event": bpf.LaceEvent{}, "counter": bpf.LaceCounter{}, "budget": bpf.LaceBudget{},
-		"context": bpf.LaceContext{},
+		"budget_key": bpf.LaceBudgetKey{}, "context": bpf.LaceContext{}, "fdb_key": bpf.LaceFdbKey{}, "station": bpf.LaceStation{},
+		"sighting_key": bpf.LaceSightingKey{}, "sighting": bpf.LaceSighting{}, "group": bpf.LaceGroup{},
+		"member_key": bpf.LaceMemberKey{}, "member": bpf.LaceMember{},
 	} {
 		t.Run(name, func(t *testing.T) { sameLayout(t, structOf(t, name), reflect.TypeOf(v)) })
 	}
@@ -65,11 +67,13 @@ func TestMapsHoldTheirTypes(t *testing.T) {
 	types := map[string][2]any{
 		"generation": {uint32(0), uint32(0)}, "node_config": {uint32(0), bpf.LaceConfig{}}, "heartbeat": {uint32(0), uint64(0)},
 		"ports": {bpf.LacePortKey{}, bpf.LacePort{}}, "endpoints": {bpf.LaceEndpointKey{}, bpf.LaceEndpoint{}},
+		"fdb": {bpf.LaceFdbKey{}, bpf.LaceStation{}}, "learned": {bpf.LaceSightingKey{}, bpf.LaceSighting{}},
+		"groups": {uint32(0), bpf.LaceGroup{}}, "members": {bpf.LaceMemberKey{}, bpf.LaceMember{}},
 		"networks": {uint32(0), bpf.LaceNetwork{}}, "blocks": {bpf.LaceBlockKey{}, bpf.LaceBlock{}},
 		"peerings": {bpf.LacePeeringKey{}, bpf.LacePeering{}}, "peers": {bpf.LacePeerKey{}, bpf.LacePeer{}},
 		"nexthops": {uint32(0), bpf.LaceNexthop{}}, "flows": {uint32(0), uint32(0)}, "fragments": {bpf.LaceFragmentKey{}, bpf.LaceFragment{}},
 		"traffic": {uint32(0), bpf.LaceCounter{}}, "refusals": {bpf.LaceRefusalKey{}, bpf.LaceCounter{}},
-		"counters": {uint32(0), bpf.LaceCounter{}}, "budgets": {uint32(0), bpf.LaceBudget{}},
+		"counters": {uint32(0), bpf.LaceCounter{}}, "budgets": {bpf.LaceBudgetKey{}, bpf.LaceBudget{}},
 	}
 	for _, name := range Pinned {
 		m, want := spec.Maps[name], types[name]
