@@ -14,7 +14,9 @@ func FuzzParse(f *testing.F) {
 	f.Add(base)
 	f.Add(nets + peering("{ env = 'prod' }", "{ env = 'prod' }") + peering("'web'", "'db'") + "bidirectional = true\n[conntrack]\nmax = 4096\nudp = \"6m\"\n")
 	f.Add("peering = [{ from = 'web', to.tier = 'db' }]\n" + nets)
-	for _, c := range slices.Concat(errorCases, peeringErrors, conntrackErrors) {
+	f.Add(segment + "gateway = ['10.50.0.1', 'fd50::1']\ndhcp = true\n" + l2router + on1("vm", vmAt+"address = ['10.50.0.200']") + webNet + peering("'web'", "'storage'"))
+	f.Add(six + "pools = { edge-1 = ['fd50::10/124'] }\nflood = false\n" + on1("vm", "address = ['fd50::7']"))
+	for _, c := range slices.Concat(errorCases, peeringErrors, conntrackErrors, l2Errors) {
 		if len(c.text) < 2000 {
 			f.Add(c.text)
 		}

@@ -67,7 +67,10 @@ func (b *builder) allBlocks() {
 			}
 		}
 	}
-	b.limit("network", sum, MaxBlocks, "blocks (networks × nodes × families)")
+	for _, e := range b.topology.Endpoints {
+		sum += len(e.addrs())
+	}
+	b.limit("network", sum, MaxBlocks, "blocks (networks × nodes × families, and addresses of endpoints)")
 }
 
 func (b *builder) distinctIDs() {

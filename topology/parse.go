@@ -156,8 +156,8 @@ func (b *builder) build(raw *rawFile) {
 		b.network(name, raw.Networks[name])
 	}
 	b.distinctIDs()
-	b.allBlocks()
 	b.endpoints(raw.Endpoints)
+	b.allBlocks()
 	b.segments()
 	b.peerings(raw.Peerings)
 	b.conntrack(&raw.Conntrack)

@@ -36,9 +36,7 @@ labels = { env = "prod" }
 
 // subnets is nets with the subnets of a network, which are on a line of nets, written anew.
 func subnets(line int, list string) string {
-	lines := strings.Split(nets, "\n")
-	lines[line-1] = "subnets = [" + list + "]"
-	return strings.Join(lines, "\n")
+	return changeOf(nets, line, "subnets = ["+list+"]")
 }
 
 // joined writes the pairs of a topology, "web>db:29".
