@@ -19,7 +19,8 @@ import (
 // shared are the pinned tables whose rows decide about a packet. Whatever a packet leaves behind (flows, counters,
 // events, budgets) is in tables of the programs' own.
 var shared = []string{
-	"generation", "node_config", "heartbeat", "ports", "endpoints", "networks", "blocks", "peerings", "peers", "nexthops",
+	"generation", "node_config", "heartbeat", "ports", "endpoints", "fdb", "groups", "members", "networks", "blocks", "peerings",
+	"peers", "nexthops",
 }
 
 // Aside is the programs once more, beside those that are attached: they read the configuration that holds, and leave no
@@ -67,7 +68,32 @@ func LoadAside(dir string) (*Aside, error) {
 	if err := a.prepare(); err != nil {
 		return nil, errors.Join(err, a.Close())
 	}
+	if err := a.learn(dir); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
 	return a, nil
+}
+
+// learn tells the programs where the attached ones have seen MAC addresses that no pool and no endpoint has: they write to
+// that table too, so that they get a copy.
+func (a *Aside) learn(dir string) error {
+	live, closeAll, err := openPinned(dir, []string{"learned"})
+	if err != nil {
+		return err
+	}
+	defer closeAll()
+	var key bpf.LaceSightingKey
+	var value bpf.LaceSighting
+	rows := live["learned"].Iterate()
+	for rows.Next(&key, &value) {
+		if err := a.coll.Maps["learned"].Put(key, value); err != nil {
+			return fmt.Errorf("copy table learned: %w", err)
+		}
+	}
+	if err := rows.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) { // rows come and go meanwhile
+		return fmt.Errorf("read table learned: %w", err)
+	}
+	return nil
 }
 
 // prepare gives the programs a table of flows and tail calls of their own, and listens to their events.

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/lace-net/lace/bpf"
@@ -236,4 +237,23 @@ func TestAsideRefusesWhatItCannotRun(t *testing.T) {
 	wantError(t, err, `no program "nothing"`)
 	err = in(t, b.ns, func() error { _, err := a.Run(PodL3, 1<<20, datagram("10.40.1.11")); return err })
 	wantError(t, err, "program pod_l3 at interface 1048576")
+}
+
+// What the attached programs have learned decides here too, and what is learned here stays here.
+func TestAsideKnowsWhatWasLearned(t *testing.T) {
+	b := newBed(t)
+	h, _, _ := configured(t, b)
+	live := h.Collection().Maps["learned"]
+	key, value := bpf.LaceSightingKey{Network: 200}, bpf.LaceSighting{Locator: 42, Seen: 1}
+	must(t, live.Put(key, value))
+	own := b.aside().coll.Maps["learned"]
+	var got bpf.LaceSighting
+	if err := own.Lookup(key, &got); err != nil || got != value {
+		t.Errorf("the copy has %+v, %v", got, err)
+	}
+	key.Network++
+	must(t, own.Put(key, value))
+	if err := live.Lookup(key, &got); !errors.Is(err, ebpf.ErrKeyNotExist) {
+		t.Errorf("the live table has %+v, %v", got, err)
+	}
 }

@@ -28,7 +28,7 @@ import (
 )
 
 // Layout is the version of the pinned tables: raised when a key or value changes its shape.
-const Layout = 2
+const Layout = 3
 
 // PinDir is where the tables of this layout are pinned, below the directory of the data plane.
 func PinDir(dir string) string { return filepath.Join(dir, "v"+strconv.Itoa(Layout)) }
@@ -37,7 +37,9 @@ func PinDir(dir string) string { return filepath.Join(dir, "v"+strconv.Itoa(Layo
 type Program string
 
 const (
-	PodL3     Program = "pod_l3"     // at the host end of a container's veth
+	PodL3     Program = "pod_l3"     // at the host end of a container's veth, in a routed network
+	PodL2     Program = "pod_l2"     // … in an Ethernet segment, and at a device of the host that joined one
+	Segmented Program = "segmented"  // at the far end of the segmenter
 	Uplink    Program = "uplink"     // at an interface of the underlay
 	UplinkRaw Program = "uplink_raw" // at one without an Ethernet header
 )
@@ -153,10 +155,14 @@ func setConstants(spec *ebpf.CollectionSpec, decapByFlags bool) error {
 
 // stagePrograms are the tail calls by their index. The entry is a stage of events only.
 var stagePrograms = map[bpf.LaceStage]string{
-	bpf.LaceStageSTAGE_ROUTE:   "stage_route",
-	bpf.LaceStageSTAGE_DELIVER: "stage_deliver",
-	bpf.LaceStageSTAGE_GATEWAY: "stage_gateway",
-	bpf.LaceStageSTAGE_ERROR:   "stage_error",
+	bpf.LaceStageSTAGE_ROUTE:     "stage_route",
+	bpf.LaceStageSTAGE_DELIVER:   "stage_deliver",
+	bpf.LaceStageSTAGE_GATEWAY:   "stage_gateway",
+	bpf.LaceStageSTAGE_ERROR:     "stage_error",
+	bpf.LaceStageSTAGE_BRIDGE:    "stage_bridge",
+	bpf.LaceStageSTAGE_NEIGHBOUR: "stage_neighbour",
+	bpf.LaceStageSTAGE_FLOOD:     "stage_flood",
+	bpf.LaceStageSTAGE_FRAME:     "stage_frame",
 }
 
 // fillStages fills and pins the tail calls before a program that needs them is attached, so that the

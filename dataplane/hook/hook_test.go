@@ -3,6 +3,7 @@
 package hook
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,7 +24,7 @@ func TestLoadPinsTables(t *testing.T) {
 	h := b.load(false)
 	pins := b.pins()
 	for _, name := range maps.Pinned {
-		if !slices.Contains(pins, "v2/"+name) {
+		if !slices.Contains(pins, filepath.Base(PinDir(b.dir))+"/"+name) {
 			t.Errorf("no pin of map %s: %v", name, pins)
 		}
 	}
@@ -82,6 +83,29 @@ func TestRemoveNotOnBPFFS(t *testing.T) {
 	wantError(t, Remove(dir), "not on a BPF file system")
 	if _, err := os.Stat(precious); err != nil {
 		t.Errorf("Remove took a file that is no pin: %v", err)
+	}
+}
+
+// TestEveryStageHasItsProgram: a tail call that finds nothing drops the packet.
+func TestEveryStageHasItsProgram(t *testing.T) {
+	b := newBed(t)
+	stages := b.load(false).Collection().Maps["stages"]
+	if int(stages.MaxEntries()) != int(bpf.LaceStageSTAGE_MAX) {
+		t.Errorf("there is room for %d stages, want %d", stages.MaxEntries(), bpf.LaceStageSTAGE_MAX)
+	}
+	for stage := bpf.LaceStageSTAGE_ENTRY + 1; stage < bpf.LaceStageSTAGE_MAX; stage++ {
+		var id uint32
+		if err := stages.Lookup(uint32(stage), &id); err != nil {
+			t.Errorf("stage %d has no program: %v", stage, err)
+			continue
+		}
+		p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+		must(t, err)
+		info, err := p.Info()
+		must(t, errors.Join(err, p.Close()))
+		if want := stagePrograms[stage]; info.Name != want {
+			t.Errorf("stage %d is program %s, want %s", stage, info.Name, want)
+		}
 	}
 }
 
@@ -216,9 +240,11 @@ func TestAttachIsIdempotent(t *testing.T) {
 		if n := b.programs(ifindex); n != 1 {
 			t.Errorf("%d programs at the interface, want 1", n)
 		}
-		must(t, b.attach(h, ifindex, Uplink))
-		if n := b.programs(ifindex); n != 1 {
-			t.Errorf("%d programs after another took its place, want 1", n)
+		for _, other := range []Program{Uplink, UplinkRaw, PodL2, Segmented} {
+			must(t, b.attach(h, ifindex, other))
+			if n := b.programs(ifindex); n != 1 {
+				t.Errorf("%d programs after %s took its place, want 1", n, other)
+			}
 		}
 		must(t, h.Detach(ifindex))
 		must(t, h.Detach(ifindex))
@@ -246,12 +272,16 @@ func TestCommitDropsLinks(t *testing.T) {
 
 func TestCommitDropsOldLayouts(t *testing.T) {
 	b := newBed(t)
-	old, kept := filepath.Join(b.dir, "v1", "ports"), filepath.Join(b.dir, "v1-of-somebody", "ports")
-	foreign(t, old, false)
-	foreign(t, kept, false)
+	older := []string{filepath.Join(b.dir, "v1", "ports"), filepath.Join(b.dir, "v2", "ports")}
+	kept := filepath.Join(b.dir, "v1-of-somebody", "ports")
+	for _, path := range append(older, kept) {
+		foreign(t, path, false)
+	}
 	must(t, b.load(false).Commit(nil))
-	if _, err := os.Stat(filepath.Dir(old)); !os.IsNotExist(err) {
-		t.Errorf("the older layout is still there: %v", err)
+	for _, path := range older {
+		if _, err := os.Stat(filepath.Dir(path)); !os.IsNotExist(err) {
+			t.Errorf("the older layout is still there: %v", err)
+		}
 	}
 	if _, err := os.Stat(kept); err != nil {
 		t.Errorf("a directory that is not Lace's was taken: %v", err)

@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -248,6 +250,36 @@ func TestReplaceWithoutLoss(t *testing.T) {
 		must(t, h.Close())
 		s.flows("packets without an agent")
 		s.end()
+	})
+}
+
+// TestReplaceAnOlderLayout: an agent whose tables have another shape left its programs attached, with their tables and tail
+// calls pinned. They go on until each interface has its new program, and then all of that goes.
+func TestReplaceAnOlderLayout(t *testing.T) {
+	ways(t, func(t *testing.T, b *bed, clsact bool) {
+		p := newPair(b, clsact)
+		h := p.agent()
+		must(t, h.Commit(p.attachAll(h)))
+		must(t, h.Close())
+		older := filepath.Join(p.dir, "v2")
+		must(t, os.Rename(PinDir(p.dir), older))
+		s := p.stream()
+		s.flows("packets by the older agent's programs")
+
+		next := p.agent()
+		s.flows("packets after the new tables are there")
+		must(t, p.attach(next, p.host[0].Attrs().Index, PodL3))
+		s.flows("packets while one interface has its new program")
+		must(t, next.Commit(p.attachAll(next)))
+		must(t, next.Close())
+		s.flows("packets by the new programs")
+		s.end()
+		if _, err := os.Stat(older); !os.IsNotExist(err) {
+			t.Errorf("the tables of the older layout are still there: %v", err)
+		}
+		if got := count(p.pins(), "stages/"); got != 1 {
+			t.Errorf("%d tables of tail calls are pinned, want 1: %v", got, p.pins())
+		}
 	})
 }
 
