@@ -278,7 +278,7 @@ func TestGateway(t *testing.T) { runRows(t, gatewayRows()) }
 // budget sets what a container may still be told.
 func (n *node) budget(dev int, tokens int64, stamp uint64) {
 	n.t.Helper()
-	must(n.t, n.coll.Maps["budgets"].Put(uint32(n.bed.index[dev]), bpf.LaceBudget{Tokens: tokens, Stamp: stamp}))
+	must(n.t, n.coll.Maps["budgets"].Put(bpf.LaceBudgetKey{Of: uint32(n.bed.index[dev])}, bpf.LaceBudget{Tokens: tokens, Stamp: stamp}))
 }
 
 const longSpent = -1 << 40 // tokens that no test waits for
@@ -312,7 +312,7 @@ func TestBudget(t *testing.T) {
 func (n *node) budgetOf(dev int) int64 {
 	n.t.Helper()
 	var b bpf.LaceBudget
-	must(n.t, n.coll.Maps["budgets"].Lookup(uint32(n.bed.index[dev]), &b))
+	must(n.t, n.coll.Maps["budgets"].Lookup(bpf.LaceBudgetKey{Of: uint32(n.bed.index[dev])}, &b))
 	return b.Tokens
 }
 

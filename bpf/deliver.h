@@ -6,203 +6,7 @@
  */
 #pragma once
 
-#include "lib/conntrack.h"
-
-#define ICMP_FRAGMENTATION_NEEDED_V4 4
-
-/* The agent vouches every few seconds; after this long without, its MAC addresses may be stale. */
-#define HEARTBEAT_LIMIT_NS (120ULL * 1000000000)
-
-/* Where the TCP or UDP header of a GSO packet is. False: it is not there. */
-static __always_inline bool find_transport(struct __sk_buff *skb, struct context *ctx)
-{
-	struct ethhdr *eth = packet_start(skb);
-	struct iphdr *ip = (void *)(eth + 1);
-
-	if ((void *)(ip + 1) > packet_end(skb))
-		return false;
-	if (!ctx->v4) /* the next header is where IPv4 has the end of its identification */
-		return find_upper(skb, ETH_HLEN + sizeof(struct ipv6hdr),
-				  ((__u8 *)ip)[offsetof(struct ipv6hdr, nexthdr)]);
-	ctx->upper.offset = ETH_HLEN + ip->ihl * 4;
-	ctx->upper.protocol = ip->protocol;
-	return true;
-}
-
-/* Bytes of the largest IP packet on the wire: for a GSO packet, of one of its segments. */
-static __always_inline __u32 packet_size(struct __sk_buff *skb, struct context *ctx)
-{
-	const struct upper *upper = &ctx->upper;
-	__u8 offset;
-
-	if (!skb->gso_size)
-		return ctx->l3_len;
-	if (!find_transport(skb, ctx))
-		return ctx->l3_len;
-	if (upper->protocol == IPPROTO_UDP)
-		return upper->offset - ETH_HLEN + 8 + skb->gso_size;
-	if (bpf_skb_load_bytes(skb, upper->offset + 12, &offset, 1))
-		return ctx->l3_len;
-	return upper->offset - ETH_HLEN + (offset >> 4) * 4 + skb->gso_size;
-}
-
-static __always_inline int too_big(struct __sk_buff *skb, struct context *ctx, __u32 mtu)
-{
-	if (ctx->v4)
-		return refuse(skb, ctx, REASON_TOO_BIG, ICMP_UNREACHABLE_V4, ICMP_FRAGMENTATION_NEEDED_V4, mtu);
-	return refuse(skb, ctx, REASON_TOO_BIG, ICMP_PACKET_TOO_BIG_V6, 0, mtu);
-}
-
-/* One hop less, whichever way the packet goes on. False: the header is not there. */
-static __always_inline bool take_hop(struct __sk_buff *skb, const struct context *ctx)
-{
-	struct ethhdr *eth = packet_start(skb);
-
-	if (ctx->v4) {
-		struct iphdr *ip = (void *)(eth + 1);
-
-		if ((void *)(ip + 1) > packet_end(skb))
-			return false;
-		decrement_ttl(ip);
-		return true;
-	}
-
-	struct ipv6hdr *ip6 = (void *)(eth + 1);
-
-	if ((void *)(ip6 + 1) > packet_end(skb))
-		return false;
-	ip6->hop_limit--;
-	return true;
-}
-
-/* To the container's own end of its veth. The frame gets the addresses of a hop over the gateway. */
-static __always_inline int hand_over(struct __sk_buff *skb, const struct context *ctx, __u32 counter)
-{
-	struct ethhdr *eth = packet_start(skb);
-	struct config *cfg = node(ctx->generation);
-
-	if (!cfg || (void *)(eth + 1) > packet_end(skb))
-		return drop(skb, REASON_MALFORMED);
-	__builtin_memcpy(eth->h_dest, &ctx->mac, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, &cfg->gateway, ETH_ALEN);
-	eth->h_proto = ctx->v4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
-	count(skb, counter);
-	/* The gateway's MAC is the bridge's, not the port's; before 6.16 the container's stack would refuse. */
-	if (skb->pkt_type != PACKET_HOST)
-		bpf_skb_change_type(skb, PACKET_HOST);
-	return bpf_redirect_peer(ctx->ifindex, 0);
-}
-
-/* Are the MAC addresses of the nexthop known, and vouched for lately? */
-static __always_inline bool is_fresh(const struct nexthop *nexthop)
-{
-	__u32 zero = 0;
-	__u64 *stamp = bpf_map_lookup_elem(&heartbeat, &zero);
-
-	return nexthop->flags & NEXTHOP_MAC && stamp &&
-	       (__s64)(bpf_ktime_get_coarse_ns() - *stamp) < (__s64)HEARTBEAT_LIMIT_NS;
-}
-
-static __always_inline struct nexthop *find_nexthop(const struct context *ctx)
-{
-	__u32 index = SLOT(ctx->generation) * NEXTHOPS + ctx->peer;
-
-	return bpf_map_lookup_elem(&nexthops, &index);
-}
-
-/* Errors and later fragments are part of what others opened, and a reset of nothing known opens nothing. */
-static __always_inline bool opens_nothing(const struct context *ctx)
-{
-	return ctx->kind == PACKET_ICMP_ERROR || ctx->kind == PACKET_LATER_FRAGMENT ||
-	       (!ctx->known && ctx->key.protocol == IPPROTO_TCP && ctx->tcp & TCP_RST);
-}
-
-/* Write the decision down. */
-static __always_inline enum reason settle(struct __sk_buff *skb, const struct context *ctx)
-{
-	return opens_nothing(ctx) ? REASON_NONE : commit(skb);
-}
-
-/* fresh: the stages have just decided the flow. */
-static __always_inline int deliver_remote(struct __sk_buff *skb, struct context *ctx, __u32 counter, bool fresh)
-{
-	struct config *cfg = node(ctx->generation);
-	struct nexthop *nexthop = find_nexthop(ctx);
-	enum reason reason = REASON_NONE;
-	struct ethhdr *eth;
-
-	if (!cfg || !nexthop || !nexthop->ifindex)
-		return drop(skb, REASON_NO_NEXTHOP);
-	ctx->mtu = nexthop->mtu - OUTER_LEN - (cfg->srh ? SRH_LEN : 0);
-	if (packet_size(skb, ctx) > ctx->mtu)
-		return too_big(skb, ctx, ctx->mtu);
-	if (fresh)
-		reason = settle(skb, ctx);
-	if (reason)
-		return drop(skb, reason);
-	if (!take_hop(skb, ctx))
-		return drop(skb, REASON_MALFORMED);
-	reason = cfg->srh ? encapsulate(skb, ctx, true) : encapsulate(skb, ctx, false);
-	if (reason)
-		return drop(skb, reason);
-	count(skb, counter);
-	if (nexthop->flags & NEXTHOP_RAW)
-		return bpf_redirect(nexthop->ifindex, 0);
-	if (!is_fresh(nexthop))
-		return bpf_redirect_neigh(nexthop->ifindex, NULL, 0, 0);
-	eth = packet_start(skb);
-	if ((void *)(eth + 1) > packet_end(skb))
-		return drop(skb, REASON_ENCAP_FAILED);
-	__builtin_memcpy(eth->h_dest, &nexthop->dst, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, &nexthop->src, ETH_ALEN);
-	return bpf_redirect(nexthop->ifindex, 0);
-}
-
-static __always_inline int deliver_local(struct __sk_buff *skb, struct context *ctx, __u32 counter, bool fresh)
-{
-	enum reason reason = REASON_NONE;
-
-	if (packet_size(skb, ctx) > ctx->mtu)
-		return too_big(skb, ctx, ctx->mtu);
-	if (fresh)
-		reason = settle(skb, ctx);
-	if (reason)
-		return drop(skb, reason);
-	if (!take_hop(skb, ctx))
-		return drop(skb, REASON_MALFORMED);
-	return hand_over(skb, ctx, counter);
-}
-
-/* A container's packet of a known flow. */
-static __always_inline int send_flow(struct __sk_buff *skb, struct context *ctx, const struct flow *flow)
-{
-	ctx->network = flow->network;
-	ctx->line = flow->line;
-	ctx->ifindex = flow->ifindex;
-	ctx->mtu = flow->mtu;
-	if (!flow->ifindex) {
-		ctx->peer = flow->peer;
-		ctx->sid = flow->sid;
-		return deliver_remote(skb, ctx, flow->counter, false);
-	}
-	ctx->mac = flow->mac;
-	return deliver_local(skb, ctx, flow->counter, false);
-}
-
-/*
- * What came off the underlay was routed, and lost its hop, where it came in. The outer header comes off here, so that whatever
- * is refused before is shown as it came.
- */
-static __always_inline int deliver_decapsulated(struct __sk_buff *skb, struct context *ctx, __u32 counter)
-{
-	long err = ctx->srh ? decapsulate(skb, ctx->v4, true) : decapsulate(skb, ctx->v4, false);
-
-	if (!err && ctx->raw)
-		err = bpf_skb_change_head(skb, ETH_HLEN, 0);
-	if (err)
-		return drop(skb, REASON_DECAP_FAILED);
-	return hand_over(skb, ctx, counter);
-}
+#include "carry.h"
 
 SEC("tc")
 int stage_deliver(struct __sk_buff *skb)
@@ -215,12 +19,20 @@ int stage_deliver(struct __sk_buff *skb)
 	step(skb, ctx, STAGE_DELIVER);
 	pull(skb, ETH_HLEN + sizeof(struct ipv6hdr));
 	if (ctx->underlay) {
+		__u32 counter = traffic_index(ctx->traffic, REASON_DECAPSULATED);
+
 		reason = settle(skb, ctx);
 		if (reason)
 			return drop(skb, reason);
-		return deliver_decapsulated(skb, ctx, traffic_index(ctx->traffic, REASON_DECAPSULATED));
+		return ctx->bridged ? deliver_frame(skb, ctx, counter) : deliver_decapsulated(skb, ctx, counter);
 	}
-	if (!ctx->ifindex)
-		return deliver_remote(skb, ctx, traffic_index(ctx->traffic, REASON_ENCAPSULATED), true);
-	return deliver_local(skb, ctx, traffic_index(ctx->traffic, REASON_LOCAL), true);
+	if (!ctx->ifindex) {
+		__u32 counter = traffic_index(ctx->traffic, REASON_ENCAPSULATED);
+
+		return ctx->bridged ? carry_remote(skb, ctx, counter, true) : deliver_remote(skb, ctx, counter, true);
+	}
+
+	__u32 counter = traffic_index(ctx->traffic, REASON_LOCAL);
+
+	return ctx->bridged ? carry_local(skb, ctx, counter, true) : deliver_local(skb, ctx, counter, true);
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Error: turn the refused packet, in place, into the ICMP error that tells its sender why: from the
- * gateway, about the addresses that the container knows. RFC 792, RFC 1812 4.3.2.7, RFC 4443 2.4. Ends the pipeline.
+ * gateway, about the addresses that the container knows. RFC 792, RFC 1812 4.3.2.7, RFC 4443 2.4. About a frame that was to be bridged,
+ * where there is no gateway between, it comes from whom that was for. Ends the pipeline.
  */
 #pragma once
 
@@ -111,6 +112,15 @@ static __always_inline bool may_quote_v4(struct __sk_buff *skb, const struct iph
 	       type == ICMP_TIMESTAMP_REPLY_V4;
 }
 
+static __always_inline void address_answer(struct ethhdr *eth, const struct context *ctx, const struct port *port,
+					   const struct config *cfg)
+{
+	const struct mac *from = ctx->bridged ? &ctx->to : &cfg->gateway;
+
+	__builtin_memcpy(eth->h_dest, &port->mac, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, from, ETH_ALEN);
+}
+
 static __always_inline int error_v4(struct __sk_buff *skb, struct context *ctx, const struct port *port,
 				    const struct config *cfg)
 {
@@ -127,8 +137,7 @@ static __always_inline int error_v4(struct __sk_buff *skb, struct context *ctx, 
 	if (!trim(skb, quoted))
 		return drop(skb, REASON_ICMP_FAILED);
 
-	__builtin_memcpy(a.eth.h_dest, &port->mac, ETH_ALEN);
-	__builtin_memcpy(a.eth.h_source, &cfg->gateway, ETH_ALEN);
+	address_answer(&a.eth, ctx, port, cfg);
 	a.eth.h_proto = bpf_htons(ETH_P_IP);
 	a.ip.version = 4;
 	a.ip.ihl = 5;
@@ -137,7 +146,7 @@ static __always_inline int error_v4(struct __sk_buff *skb, struct context *ctx, 
 	a.ip.frag_off = bpf_htons(IP_DF);
 	a.ip.ttl = OUTER_HOP_LIMIT;
 	a.ip.protocol = IPPROTO_ICMP;
-	a.ip.saddr = port->gateway4;
+	a.ip.saddr = ctx->bridged ? ip.daddr : port->gateway4;
 	a.ip.daddr = ip.saddr;
 	a.ip.check = fold(bpf_csum_diff(NULL, 0, (void *)&a.ip, sizeof(a.ip), 0));
 	a.type = ctx->icmp_type;
@@ -195,14 +204,16 @@ static __always_inline int error_v6(struct __sk_buff *skb, struct context *ctx, 
 	if (!trim(skb, quoted))
 		return drop(skb, REASON_ICMP_FAILED);
 
-	__builtin_memcpy(a.eth.h_dest, &port->mac, ETH_ALEN);
-	__builtin_memcpy(a.eth.h_source, &cfg->gateway, ETH_ALEN);
+	address_answer(&a.eth, ctx, port, cfg);
 	a.eth.h_proto = bpf_htons(ETH_P_IPV6);
 	a.ip.version = 6;
 	a.ip.payload_len = bpf_htons(GROW_V6 - sizeof(a.ip) + quoted);
 	a.ip.nexthdr = IPPROTO_ICMPV6;
 	a.ip.hop_limit = OUTER_HOP_LIMIT;
-	__builtin_memcpy(&a.ip.saddr, &port->gateway6, sizeof(a.ip.saddr));
+	if (ctx->bridged)
+		__builtin_memcpy(&a.ip.saddr, &ip.daddr, sizeof(a.ip.saddr));
+	else
+		__builtin_memcpy(&a.ip.saddr, &port->gateway6, sizeof(a.ip.saddr));
 	__builtin_memcpy(&a.ip.daddr, &ip.saddr, sizeof(a.ip.daddr));
 	a.type = ctx->icmp_type;
 	a.code = ctx->icmp_code;

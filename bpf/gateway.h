@@ -6,60 +6,8 @@
  */
 #pragma once
 
-#include "lib/packet.h"
+#include "lib/neighbour.h"
 #include "classify.h"
-
-#define ARP_REQUEST 1
-#define ARP_REPLY 2
-
-struct arp {
-	__be16 hardware;
-	__be16 protocol;
-	__u8 hardware_len;
-	__u8 protocol_len;
-	__be16 operation;
-	__u8 sender_mac[6];
-	__be32 sender;
-	__u8 target_mac[6];
-	__be32 target;
-} __attribute__((packed));
-
-struct arp_frame {
-	struct ethhdr eth;
-	struct arp arp;
-} __attribute__((packed));
-
-/* Neighbour solicitation or advertisement, with room for one link-layer address option. */
-struct nd_frame {
-	struct ethhdr eth;
-	struct ipv6hdr ip;
-	__u8 type;
-	__u8 code;
-	__u16 checksum;
-	__u8 flags;
-	__u8 reserved[3];
-	__u8 target[16];
-	__u8 option_type;
-	__u8 option_len;
-	__u8 option_mac[6];
-} __attribute__((packed));
-
-#define ND_MIN_LEN (sizeof(struct nd_frame) - 8)
-#define ND_FLAG_ROUTER 0x80
-#define ND_FLAG_SOLICITED 0x40
-#define ND_FLAG_OVERRIDE 0x20
-#define ND_OPTION_TARGET_MAC 2
-#define ND_HOP_LIMIT 255
-
-struct pseudo_header {
-	union addr src;
-	union addr dst;
-	__be32 len;
-	__be32 nexthdr;
-} __attribute__((packed));
-
-_Static_assert(sizeof(struct arp_frame) == 42, "arp_frame");
-_Static_assert(sizeof(struct nd_frame) == 86, "nd_frame");
 
 static __always_inline int send_back(struct __sk_buff *skb, const struct port *port)
 {
@@ -79,8 +27,7 @@ static __always_inline int gateway_arp(struct __sk_buff *skb, const struct port 
 
 	if (bpf_skb_load_bytes(skb, 0, &f, sizeof(f)))
 		return drop(skb, REASON_MALFORMED);
-	if (f.arp.hardware != bpf_htons(1) || f.arp.protocol != bpf_htons(ETH_P_IP) || f.arp.hardware_len != ETH_ALEN ||
-	    f.arp.protocol_len != 4)
+	if (!is_plain_arp(&f.arp))
 		return drop(skb, REASON_MALFORMED);
 	if (__builtin_memcmp(f.arp.sender_mac, port->mac.u8, ETH_ALEN))
 		return drop(skb, REASON_SPOOFED_MAC);
@@ -93,52 +40,10 @@ static __always_inline int gateway_arp(struct __sk_buff *skb, const struct port 
 		return hand_up(skb, port);
 	if (f.arp.operation != bpf_htons(ARP_REQUEST))
 		return drop(skb, REASON_NEIGHBOUR_UNKNOWN);
-	__builtin_memcpy(f.arp.target_mac, f.arp.sender_mac, ETH_ALEN);
-	__builtin_memcpy(f.eth.h_dest, f.eth.h_source, ETH_ALEN);
-	__builtin_memcpy(f.arp.sender_mac, &cfg->gateway, ETH_ALEN);
-	__builtin_memcpy(f.eth.h_source, &cfg->gateway, ETH_ALEN);
-	f.arp.target = f.arp.sender;
-	f.arp.sender = port->gateway4;
-	f.arp.operation = bpf_htons(ARP_REPLY);
+	answer_arp(&f, &cfg->gateway);
 	if (bpf_skb_store_bytes(skb, 0, &f, sizeof(f), 0))
 		return drop(skb, REASON_MALFORMED);
 	return send_back(skb, port);
-}
-
-/* Turn the solicitation in f into the gateway's advertisement. dad: the asker has no address yet. */
-static __always_inline void advertise(struct nd_frame *f, const struct config *cfg, bool dad)
-{
-	static const union addr all_nodes = { .u8 = { 0xff, 2, [15] = 1 } };
-	struct {
-		struct pseudo_header pseudo;
-		__u8 icmp[32];
-	} sum = {};
-
-	if (dad) {
-		static const __u8 all_nodes_mac[ETH_ALEN] = { 0x33, 0x33, 0, 0, 0, 1 };
-
-		__builtin_memcpy(f->eth.h_dest, all_nodes_mac, ETH_ALEN);
-		__builtin_memcpy(&f->ip.daddr, &all_nodes, sizeof(all_nodes));
-	} else {
-		__builtin_memcpy(f->eth.h_dest, f->eth.h_source, ETH_ALEN);
-		__builtin_memcpy(&f->ip.daddr, &f->ip.saddr, sizeof(all_nodes));
-	}
-	__builtin_memcpy(f->eth.h_source, &cfg->gateway, ETH_ALEN);
-	__builtin_memcpy(&f->ip.saddr, f->target, sizeof(f->target));
-	f->ip.payload_len = bpf_htons(sizeof(sum.icmp));
-	f->ip.hop_limit = ND_HOP_LIMIT;
-	f->type = ICMPV6_NEIGHBOUR_ADVERTISEMENT;
-	f->checksum = 0;
-	f->flags = ND_FLAG_ROUTER | ND_FLAG_OVERRIDE | (dad ? 0 : ND_FLAG_SOLICITED);
-	f->option_type = ND_OPTION_TARGET_MAC;
-	f->option_len = 1;
-	__builtin_memcpy(f->option_mac, &cfg->gateway, ETH_ALEN);
-
-	__builtin_memcpy(&sum.pseudo.src, &f->ip.saddr, 32);
-	sum.pseudo.len = bpf_htonl(sizeof(sum.icmp));
-	sum.pseudo.nexthdr = bpf_htonl(IPPROTO_ICMPV6);
-	__builtin_memcpy(sum.icmp, &f->type, sizeof(sum.icmp));
-	f->checksum = fold(bpf_csum_diff(NULL, 0, (void *)&sum, sizeof(sum), 0));
 }
 
 static __always_inline int gateway_nd(struct __sk_buff *skb, const struct port *port, const struct config *cfg)
@@ -164,11 +69,8 @@ static __always_inline int gateway_nd(struct __sk_buff *skb, const struct port *
 		return drop(skb, REASON_NEIGHBOUR_UNKNOWN);
 	if (cfg->vrf)
 		return hand_up(skb, port);
-	advertise(&f, cfg, dad);
-	/* A probe is shorter, a nonce makes it longer. */
-	if (skb->len != sizeof(f) && bpf_skb_change_tail(skb, sizeof(f), 0))
-		return drop(skb, REASON_ICMP_FAILED);
-	if (bpf_skb_store_bytes(skb, 0, &f, sizeof(f), 0))
+	advertise(&f, &cfg->gateway, ND_FLAG_ROUTER);
+	if (!put_advertisement(skb, &f))
 		return drop(skb, REASON_ICMP_FAILED);
 	return send_back(skb, port);
 }
@@ -245,14 +147,15 @@ static __always_inline int gateway_ip(struct __sk_buff *skb, const struct contex
 {
 	__be16 request = bpf_htons((ctx->v4 ? ICMP_ECHO_V4 : ICMP_ECHO_V6) << 8);
 	__be16 reply = bpf_htons((ctx->v4 ? ICMP_ECHO_REPLY_V4 : ICMP_ECHO_REPLY_V6) << 8);
+	bool stack = cfg->vrf && !ctx->l2; /* in an L2 network it is no address of the stack's */
 	int offset = find_icmp(skb, ctx->v4);
 	__be16 type_code = request;
 
 	if (offset < 0 || (offset && bpf_skb_load_bytes(skb, offset, &type_code, sizeof(type_code))))
 		return drop(skb, REASON_GATEWAY_CLOSED);
-	if (type_code != request && !(cfg->vrf && type_code == reply))
+	if (type_code != request && !(stack && type_code == reply))
 		return drop(skb, REASON_GATEWAY_CLOSED);
-	return cfg->vrf ? hand_up(skb, port) : echo(skb, port, ctx->v4, offset, request);
+	return stack ? hand_up(skb, port) : echo(skb, port, ctx->v4, offset, request);
 }
 
 SEC("tc")

@@ -4,9 +4,16 @@
  * The data plane, one compilation unit. A stage is a file; this is their order. A packet of a known flow goes
  * from its entry program to its end at once; the stages decide what is new.
  *
- *   container veth   pod_l3 ─┬─ gateway
- *                            └─ route ── deliver ── uplink or container
- *   uplink           uplink ─── route ── deliver ── container
+ *   container, L3   pod_l3 ─┬─ gateway
+ *                           └─ route ── deliver ── uplink or container
+ *   container, L2   pod_l2 ─┬─ as above, for what is sent to the gateway
+ *                           ├─ bridge ─ deliver ── uplink or container
+ *                           ├─ neighbour ───────── back, or as a frame for one or for many
+ *                           └─ flood ───────────── uplinks and containers
+ *   uplink          uplink ─┬─ route ── deliver ── container
+ *                           └─ frame ─┬ bridge ─── deliver ── container
+ *                                     ├ neighbour ─ back
+ *                                     └ flood ───── containers
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -16,6 +23,9 @@
 #include "deliver.h"
 #include "error.h"
 #include "uplink.h"
+#include "frame.h"
+#include "flood.h"
+#include "neighbour.h"
 #include "collect.h"
 #include "probe.h"
 

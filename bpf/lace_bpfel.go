@@ -26,7 +26,8 @@ type LaceBlock struct {
 type LaceBlockFlags uint32
 
 const (
-	LaceBlockFlagsBLOCK_LOCAL LaceBlockFlags = 1
+	LaceBlockFlagsBLOCK_LOCAL  LaceBlockFlags = 1
+	LaceBlockFlagsBLOCK_FRAMES LaceBlockFlags = 2
 )
 
 type LaceBlockKey struct {
@@ -111,6 +112,7 @@ type LaceContext struct {
 	Traffic    uint32
 	Ifindex    uint32
 	Peer       uint32
+	Origin     uint32
 	Seq        uint32
 	Ack        uint32
 	Source     struct {
@@ -157,13 +159,13 @@ type LaceContext struct {
 	Raw      uint8
 	Stage    uint8
 	Ended    uint8
+	Ecn      uint8
+	L2       uint8
 	Bridged  uint8
 	Opaque   uint8
 	Direct   uint8
 	Shim     uint8
-	Many     uint8
 	Router   uint8
-	Segment  uint8
 	_        [1]byte
 }
 
@@ -284,6 +286,7 @@ const (
 	LaceFlowFlagsFLOW_ENDED    LaceFlowFlags = 16
 	LaceFlowFlagsFLOW_BRIDGED  LaceFlowFlags = 32
 	LaceFlowFlagsFLOW_DIRECT   LaceFlowFlags = 64
+	LaceFlowFlagsFLOW_ROUTER   LaceFlowFlags = 128
 )
 
 type LaceFlowKey struct {
@@ -657,12 +660,18 @@ const (
 	LaceMapStages             = "stages"
 	LaceMapTraffic            = "traffic"
 	LaceProgCollect           = "collect"
+	LaceProgPodL2             = "pod_l2"
 	LaceProgPodL3             = "pod_l3"
 	LaceProgProbeDecap        = "probe_decap"
 	LaceProgProbeEmpty        = "probe_empty"
+	LaceProgSegmented         = "segmented"
+	LaceProgStageBridge       = "stage_bridge"
 	LaceProgStageDeliver      = "stage_deliver"
 	LaceProgStageError        = "stage_error"
+	LaceProgStageFlood        = "stage_flood"
+	LaceProgStageFrame        = "stage_frame"
 	LaceProgStageGateway      = "stage_gateway"
+	LaceProgStageNeighbour    = "stage_neighbour"
 	LaceProgStageRoute        = "stage_route"
 	LaceProgUplink            = "uplink"
 	LaceProgUplinkRaw         = "uplink_raw"
@@ -726,16 +735,22 @@ type LaceSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LaceProgramSpecs struct {
-	Collect      *ebpf.ProgramSpec `ebpf:"collect"`
-	PodL3        *ebpf.ProgramSpec `ebpf:"pod_l3"`
-	ProbeDecap   *ebpf.ProgramSpec `ebpf:"probe_decap"`
-	ProbeEmpty   *ebpf.ProgramSpec `ebpf:"probe_empty"`
-	StageDeliver *ebpf.ProgramSpec `ebpf:"stage_deliver"`
-	StageError   *ebpf.ProgramSpec `ebpf:"stage_error"`
-	StageGateway *ebpf.ProgramSpec `ebpf:"stage_gateway"`
-	StageRoute   *ebpf.ProgramSpec `ebpf:"stage_route"`
-	Uplink       *ebpf.ProgramSpec `ebpf:"uplink"`
-	UplinkRaw    *ebpf.ProgramSpec `ebpf:"uplink_raw"`
+	Collect        *ebpf.ProgramSpec `ebpf:"collect"`
+	PodL2          *ebpf.ProgramSpec `ebpf:"pod_l2"`
+	PodL3          *ebpf.ProgramSpec `ebpf:"pod_l3"`
+	ProbeDecap     *ebpf.ProgramSpec `ebpf:"probe_decap"`
+	ProbeEmpty     *ebpf.ProgramSpec `ebpf:"probe_empty"`
+	Segmented      *ebpf.ProgramSpec `ebpf:"segmented"`
+	StageBridge    *ebpf.ProgramSpec `ebpf:"stage_bridge"`
+	StageDeliver   *ebpf.ProgramSpec `ebpf:"stage_deliver"`
+	StageError     *ebpf.ProgramSpec `ebpf:"stage_error"`
+	StageFlood     *ebpf.ProgramSpec `ebpf:"stage_flood"`
+	StageFrame     *ebpf.ProgramSpec `ebpf:"stage_frame"`
+	StageGateway   *ebpf.ProgramSpec `ebpf:"stage_gateway"`
+	StageNeighbour *ebpf.ProgramSpec `ebpf:"stage_neighbour"`
+	StageRoute     *ebpf.ProgramSpec `ebpf:"stage_route"`
+	Uplink         *ebpf.ProgramSpec `ebpf:"uplink"`
+	UplinkRaw      *ebpf.ProgramSpec `ebpf:"uplink_raw"`
 }
 
 // LaceMapSpecs contains maps before they are loaded into the kernel.
@@ -897,27 +912,39 @@ type LaceVariables struct {
 //
 // It can be passed to LoadLaceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LacePrograms struct {
-	Collect      *ebpf.Program `ebpf:"collect"`
-	PodL3        *ebpf.Program `ebpf:"pod_l3"`
-	ProbeDecap   *ebpf.Program `ebpf:"probe_decap"`
-	ProbeEmpty   *ebpf.Program `ebpf:"probe_empty"`
-	StageDeliver *ebpf.Program `ebpf:"stage_deliver"`
-	StageError   *ebpf.Program `ebpf:"stage_error"`
-	StageGateway *ebpf.Program `ebpf:"stage_gateway"`
-	StageRoute   *ebpf.Program `ebpf:"stage_route"`
-	Uplink       *ebpf.Program `ebpf:"uplink"`
-	UplinkRaw    *ebpf.Program `ebpf:"uplink_raw"`
+	Collect        *ebpf.Program `ebpf:"collect"`
+	PodL2          *ebpf.Program `ebpf:"pod_l2"`
+	PodL3          *ebpf.Program `ebpf:"pod_l3"`
+	ProbeDecap     *ebpf.Program `ebpf:"probe_decap"`
+	ProbeEmpty     *ebpf.Program `ebpf:"probe_empty"`
+	Segmented      *ebpf.Program `ebpf:"segmented"`
+	StageBridge    *ebpf.Program `ebpf:"stage_bridge"`
+	StageDeliver   *ebpf.Program `ebpf:"stage_deliver"`
+	StageError     *ebpf.Program `ebpf:"stage_error"`
+	StageFlood     *ebpf.Program `ebpf:"stage_flood"`
+	StageFrame     *ebpf.Program `ebpf:"stage_frame"`
+	StageGateway   *ebpf.Program `ebpf:"stage_gateway"`
+	StageNeighbour *ebpf.Program `ebpf:"stage_neighbour"`
+	StageRoute     *ebpf.Program `ebpf:"stage_route"`
+	Uplink         *ebpf.Program `ebpf:"uplink"`
+	UplinkRaw      *ebpf.Program `ebpf:"uplink_raw"`
 }
 
 func (p *LacePrograms) Close() error {
 	return _LaceClose(
 		p.Collect,
+		p.PodL2,
 		p.PodL3,
 		p.ProbeDecap,
 		p.ProbeEmpty,
+		p.Segmented,
+		p.StageBridge,
 		p.StageDeliver,
 		p.StageError,
+		p.StageFlood,
+		p.StageFrame,
 		p.StageGateway,
+		p.StageNeighbour,
 		p.StageRoute,
 		p.Uplink,
 		p.UplinkRaw,

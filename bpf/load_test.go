@@ -14,7 +14,7 @@ import (
 
 // instructionLimit bounds what the verifier may have to look at for one program. The kernel's own
 // limit is a million; far below it the programs stay quick to load and open to grow.
-const instructionLimit = 20000
+const instructionLimit = 30000
 
 // TestVerifier loads every program in both forms of decapsulation.
 func TestVerifier(t *testing.T) {

@@ -419,7 +419,7 @@ func (n *node) context() bpf.LaceContext {
 func (n *node) forget() {
 	n.t.Helper()
 	for _, index := range n.bed.index {
-		err := n.coll.Maps["budgets"].Delete(uint32(index))
+		err := n.coll.Maps["budgets"].Delete(bpf.LaceBudgetKey{Of: uint32(index)})
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			n.t.Fatal(err)
 		}

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Route: whose is the destination, and may the sender open a flow there? Its own network is open to it, others as far as
- * a peering says. Blocks have few distinct lengths in a network, so one exact look-up for each length (longest first) is a
- * third of the cost of a longest-prefix trie. Next: deliver, error.
+ * a peering says. Next: deliver, error.
  */
 #pragma once
 
@@ -12,48 +11,6 @@
 #define ICMP_PROHIBITED_V4 13 /* the one code that UDP sockets see at once */
 #define ICMP_ADDRESS_UNREACHABLE_V6 3
 #define ICMP_PROHIBITED_V6 1
-
-/* The first bits of a 32-bit word of an address; 0 to 32 of them. */
-static __always_inline __be32 mask_word(__be32 word, int bits)
-{
-	if (bits <= 0)
-		return 0;
-	if (bits >= 32)
-		return word;
-	return word & bpf_htonl(~0u << (32 - bits));
-}
-
-static __always_inline struct network *find_network(const struct context *ctx, __u32 network)
-{
-	__u32 scope = SCOPE(network, ctx->generation);
-
-	return bpf_map_lookup_elem(&networks, &scope);
-}
-
-static __always_inline struct block *find_block(const struct context *ctx, __u32 id, const struct network *network,
-						const union addr *addr)
-{
-	const __u8 *lengths = ctx->v4 ? network->bits4 : network->bits6;
-	struct block_key key = { .scope = SCOPE(id, ctx->generation) };
-	struct block *block;
-
-#pragma unroll
-	for (int i = 0; i < BLOCK_LENGTHS; i++) {
-		int bits = lengths[i];
-
-		if (!bits)
-			return NULL;
-		key.bits = bits;
-		key.prefix.be32[0] = mask_word(addr->be32[0], bits);
-		key.prefix.be32[1] = mask_word(addr->be32[1], bits - 32);
-		key.prefix.be32[2] = mask_word(addr->be32[2], bits - 64);
-		key.prefix.be32[3] = mask_word(addr->be32[3], bits - 96);
-		block = bpf_map_lookup_elem(&blocks, &key);
-		if (block)
-			return block;
-	}
-	return NULL;
-}
 
 /* The peering by which a network may open flows to an address outside of it. */
 static __always_inline struct peering *find_peering(const struct context *ctx, __u32 from, const union addr *to)
@@ -95,8 +52,7 @@ static __always_inline int refuse_route(struct __sk_buff *skb, struct context *c
 /* The container here that the packet is for. One that has taken a gone one's address has not opened its flows. */
 static __always_inline enum reason find_endpoint(struct context *ctx)
 {
-	struct endpoint_key key = { .scope = SCOPE(ctx->network, ctx->generation), .addr = ctx->key.dst };
-	struct endpoint *endpoint = bpf_map_lookup_elem(&endpoints, &key);
+	struct endpoint *endpoint = find_container(ctx, ctx->network, &ctx->key.dst);
 
 	if (!endpoint)
 		return REASON_NO_ENDPOINT;
@@ -108,21 +64,20 @@ static __always_inline enum reason find_endpoint(struct context *ctx)
 	ctx->ifindex = endpoint->ifindex;
 	ctx->mac = endpoint->mac;
 	ctx->mtu = endpoint->mtu;
+	ctx->direct = !!(endpoint->flags & ENDPOINT_DIRECT);
 	return REASON_NONE;
 }
 
 /* An answer goes back where its flow came from: to the container here, or to the node that sent it, if that is still one. */
 static __always_inline enum reason route_answer(struct context *ctx, const struct config *cfg)
 {
-	struct peer_key key = { .slot = SLOT(ctx->generation) };
 	struct peer *peer;
 
 	if (!is_open(ctx, ctx->network, ctx->key.network, &ctx->key.src))
 		return REASON_NO_PEERING;
 	if (ctx->ifindex)
 		return find_endpoint(ctx);
-	key.locator = first_half(&ctx->sid) & cfg->locator_mask;
-	peer = bpf_map_lookup_elem(&peers, &key);
+	peer = find_peer(ctx, &ctx->sid, cfg);
 	if (!peer)
 		return REASON_NO_ROUTE;
 	ctx->peer = peer->index;
@@ -131,7 +86,7 @@ static __always_inline enum reason route_answer(struct context *ctx, const struc
 
 static __always_inline enum reason route_new(struct context *ctx, const struct network *own)
 {
-	struct block *block = find_block(ctx, ctx->key.network, own, &ctx->key.dst);
+	struct block *block = find_block(ctx, ctx->key.network, own, &ctx->key.dst, ctx->v4);
 	__u32 before = ctx->ifindex, went = ctx->network;
 
 	ctx->network = ctx->key.network;
@@ -148,12 +103,14 @@ static __always_inline enum reason route_new(struct context *ctx, const struct n
 		ctx->network = peering->network;
 		ctx->line = peering->line;
 		other = find_network(ctx, peering->network);
-		block = other ? find_block(ctx, peering->network, other, &ctx->key.dst) : NULL;
+		block = other ? find_block(ctx, peering->network, other, &ctx->key.dst, ctx->v4) : NULL;
 		if (!block)
 			return REASON_NO_ROUTE;
 	}
 	if (block->flags & BLOCK_LOCAL)
 		return find_endpoint(ctx);
+	if (block->flags & BLOCK_FRAMES)
+		return REASON_NO_ROUTE;
 	if (before) /* it was a container's here */
 		ctx->known = 0;
 	ctx->ifindex = 0;
@@ -191,7 +148,7 @@ static __always_inline enum reason route_from_container(struct context *ctx, con
 static __always_inline bool is_from_here(const struct context *ctx)
 {
 	struct network *network = find_network(ctx, ctx->key.network);
-	struct block *block = network ? find_block(ctx, ctx->key.network, network, &ctx->key.src) : NULL;
+	struct block *block = network ? find_block(ctx, ctx->key.network, network, &ctx->key.src, ctx->v4) : NULL;
 
 	return block && block->flags & BLOCK_LOCAL;
 }

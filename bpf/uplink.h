@@ -32,14 +32,6 @@ static __always_inline enum reason parse_srh(struct __sk_buff *skb, struct outer
 	return REASON_NONE;
 }
 
-static __always_inline struct peer *find_sender(const struct context *ctx, const struct config *cfg)
-{
-	struct peer_key key = { .locator = first_half(&ctx->source) & cfg->locator_mask,
-				.slot = SLOT(ctx->generation) };
-
-	return bpf_map_lookup_elem(&peers, &key);
-}
-
 /* The network that the sender is in: the outer source says, or the topology says it of a router. */
 static __always_inline __u32 network_of(const struct context *ctx, const struct config *cfg)
 {
@@ -48,37 +40,78 @@ static __always_inline __u32 network_of(const struct context *ctx, const struct 
 
 	if (src.function == FUNCTION_SOURCE)
 		return src.network;
-	peer = find_sender(ctx, cfg);
+	peer = find_peer(ctx, &ctx->source, cfg);
 	return peer ? peer->network : 0;
 }
 
-/* Who sent it, and do SID, source and payload fit together? The context learns of the peer and the way back. */
-static __always_inline enum reason check_outer(struct context *ctx, const struct config *cfg, __u8 nexthdr)
+/* Is the payload an Ethernet frame? */
+static __always_inline bool is_frame(__u8 nexthdr)
+{
+	return nexthdr == IPPROTO_ETHERNET_ || nexthdr == IPPROTO_GRE;
+}
+
+/* Is it one that the function of the SID takes? */
+static __always_inline enum reason check_payload(__u16 function, __u8 nexthdr)
+{
+	switch (function) {
+	case FUNCTION_END_DT46:
+		return nexthdr == IPPROTO_IPIP || nexthdr == IPPROTO_IPV6 ? REASON_NONE : REASON_WRONG_PAYLOAD;
+	case FUNCTION_END_DT2U:
+	case FUNCTION_END_DT2M:
+		return is_frame(nexthdr) ? REASON_NONE : REASON_WRONG_PAYLOAD;
+	}
+	return REASON_UNKNOWN_FUNCTION;
+}
+
+/* Where answers go: what the topology says of a router, or what follows from the node's locator. */
+static __always_inline void find_way_back(struct context *ctx, const struct config *cfg, const struct peer *peer,
+					  bool frame)
+{
+	ctx->back = frame ? peer->sid_l2 : ctx->v4 ? peer->sid4 : peer->sid6;
+	if (is_unspecified(&ctx->back))
+		compose_sid(&ctx->back, first_half(&ctx->source) & cfg->locator_mask, cfg->locator_bits,
+			    frame ? FUNCTION_END_DT2U : FUNCTION_END_DT46, ctx->key.network);
+}
+
+static __always_inline enum reason check_ends(struct context *ctx, const struct config *cfg, __u8 nexthdr)
 {
 	struct sid sid = parse_sid(&ctx->sid, cfg->locator_bits);
-	struct peer *peer = find_sender(ctx, cfg);
+	struct peer *peer = find_peer(ctx, &ctx->source, cfg);
+	enum reason reason;
 
 	if (!peer) {
 		ctx->key.network = 0; /* whoever it is does not say what is counted where */
 		return REASON_UNKNOWN_SOURCE;
 	}
 	ctx->peer = peer->index;
-	if (sid.function != FUNCTION_END_DT46)
-		return REASON_UNKNOWN_FUNCTION;
+	reason = check_payload(sid.function, nexthdr);
+	if (reason == REASON_UNKNOWN_FUNCTION)
+		return reason;
 	if (sid.tail)
 		return REASON_SID_TAIL;
-	if (nexthdr != IPPROTO_IPIP && nexthdr != IPPROTO_IPV6)
-		return REASON_WRONG_PAYLOAD;
+	if (reason)
+		return reason;
 	ctx->network = sid.network;
 	if (!ctx->key.network && parse_sid(&ctx->source, cfg->locator_bits).function != FUNCTION_SOURCE)
 		return REASON_UNKNOWN_SOURCE;
 	if (peer->network && peer->network != ctx->key.network)
 		return REASON_NO_PEERING;
-	ctx->back = ctx->v4 ? peer->sid4 : peer->sid6;
-	if (is_unspecified(&ctx->back))
-		compose_sid(&ctx->back, first_half(&ctx->source) & cfg->locator_mask, cfg->locator_bits,
-			    FUNCTION_END_DT46, ctx->key.network);
+	if (is_frame(nexthdr) && ctx->network != ctx->key.network) /* frames stay in their network */
+		return REASON_NO_PEERING;
+	find_way_back(ctx, cfg, peer, is_frame(nexthdr));
 	return REASON_NONE;
+}
+
+/*
+ * Who sent it, and do SID, source and payload fit together? The context learns of the peer and the way back. 0, or the reason why not. A function
+ * of its own, which the verifier looks at once.
+ */
+__noinline int check_outer(__u32 nexthdr)
+{
+	struct context *ctx = context();
+	struct config *cfg = ctx ? node(ctx->generation) : NULL;
+
+	return cfg ? check_ends(ctx, cfg, nexthdr) : REASON_UNKNOWN_SOURCE;
 }
 
 /*
@@ -170,22 +203,22 @@ static __always_inline enum reason parse_inner(struct __sk_buff *skb, struct con
  * A flow says which outer header its packets have. Its first answer may come with a source that was not seen
  * yet: then it is looked at as that of a new flow would be, and remembered.
  */
-static __always_inline bool fits(struct context *ctx, struct flow *flow, const struct config *cfg, __u8 nexthdr)
+static __always_inline bool fits(const struct context *ctx, struct flow *flow, __u8 nexthdr)
 {
 	if (!same_addr(&ctx->sid, &flow->sid))
 		return false;
 	if (same_addr(&ctx->source, &flow->source))
 		return true;
-	if (check_outer(ctx, cfg, nexthdr))
+	if (check_outer(nexthdr))
 		return false;
 	flow->source = ctx->source;
 	return true;
 }
 
-static __always_inline int take_new(struct __sk_buff *skb, struct context *ctx, const struct config *cfg,
-				    const struct flow *flow, __u8 nexthdr)
+static __always_inline int take_new(struct __sk_buff *skb, struct context *ctx, const struct flow *flow, __u8 nexthdr,
+				    bool l2)
 {
-	enum reason reason = check_outer(ctx, cfg, nexthdr);
+	enum reason reason = check_outer(nexthdr);
 
 	if (reason)
 		return drop(skb, reason);
@@ -198,20 +231,36 @@ static __always_inline int take_new(struct __sk_buff *skb, struct context *ctx, 
 		if (network != flow->network)
 			ctx->known = 0;
 		ctx->network = network;
-		return go_to(skb, STAGE_ROUTE);
+		return decide(skb, ctx, l2);
 	}
-	if (ctx->kind == PACKET_ICMP_ERROR || is_answer(&ctx->key))
-		return drop(skb, REASON_NO_FLOW);
-	if (ctx->kind == PACKET_LATER_FRAGMENT)
-		return drop(skb, REASON_FRAGMENT_UNKNOWN);
-	return go_to(skb, STAGE_ROUTE);
+	reason = check_opener(ctx);
+	return reason ? drop(skb, reason) : decide(skb, ctx, l2);
+}
+
+/* The packet has a key: it goes where its flow goes, or is decided by the stages. l2: a literal, it is in a frame. */
+static __always_inline int take_flow(struct __sk_buff *skb, struct context *ctx, __u8 nexthdr, bool l2)
+{
+	struct flow *flow = find_flow(&ctx->key);
+
+	if (flow && (!(flow->flags & FLOW_UNDERLAY) || reopens(flow, ctx)))
+		flow = NULL;
+	if (flow && has_ended(flow))
+		return drop(skb, check_outer(nexthdr) ?: REASON_NO_FLOW);
+	if (!flow || flow->generation != ctx->generation || !carries(flow, ctx, l2) || !fits(ctx, flow, nexthdr))
+		return take_new(skb, ctx, flow, nexthdr, l2);
+	track(flow, ctx);
+	ctx->ifindex = flow->ifindex;
+	ctx->direct = !!(flow->flags & FLOW_DIRECT);
+	if (l2)
+		return deliver_frame(skb, ctx, flow->counter);
+	ctx->mac = flow->mac;
+	return deliver_decapsulated(skb, ctx, flow->counter);
 }
 
 static __always_inline int take(struct __sk_buff *skb, struct context *ctx, const struct config *cfg,
 				struct outer *outer, __u32 l2)
 {
 	enum reason inner, reason = REASON_NONE;
-	struct flow *flow;
 
 	if (outer->nexthdr == IPPROTO_ICMPV6)
 		return drop(skb, REASON_UNDERLAY_ICMP);
@@ -221,24 +270,19 @@ static __always_inline int take(struct __sk_buff *skb, struct context *ctx, cons
 		return drop(skb, reason);
 	ctx->srh = outer->srh;
 	ctx->key.network = network_of(ctx, cfg);
+	if (is_frame(outer->nexthdr)) {
+		ctx->shim = outer->nexthdr == IPPROTO_GRE;
+		ctx->ecn = outer->ecn;
+		return go_to(skb, STAGE_FRAME);
+	}
 	inner = outer->srh ? parse_inner(skb, ctx, outer, l2 + OUTER_LEN + SRH_LEN)
 			   : parse_inner(skb, ctx, outer, l2 + OUTER_LEN);
 	if (inner) {
 		/* What is wrong with the outer header comes first. */
-		reason = check_outer(ctx, cfg, outer->nexthdr);
+		reason = check_outer(outer->nexthdr);
 		return drop(skb, reason ?: inner);
 	}
-	flow = find_flow(&ctx->key);
-	if (flow && (!(flow->flags & FLOW_UNDERLAY) || reopens(flow, ctx)))
-		flow = NULL;
-	if (flow && has_ended(flow))
-		return drop(skb, check_outer(ctx, cfg, outer->nexthdr) ?: REASON_NO_FLOW);
-	if (!flow || flow->generation != ctx->generation || !fits(ctx, flow, cfg, outer->nexthdr))
-		return take_new(skb, ctx, cfg, flow, outer->nexthdr);
-	track(flow, ctx);
-	ctx->ifindex = flow->ifindex;
-	ctx->mac = flow->mac;
-	return deliver_decapsulated(skb, ctx, flow->counter);
+	return take_flow(skb, ctx, outer->nexthdr, false);
 }
 
 static __always_inline int from_underlay(struct __sk_buff *skb, __u32 l2)

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "flow.h"
-#include "srv6.h"
+#include "lookup.h"
 
 static __always_inline void *flow_table(void)
 {
@@ -162,6 +162,10 @@ static __always_inline void begin(struct flow *flow, const struct context *ctx)
 	flow->peer = ctx->peer;
 	if (ctx->key.protocol == IPPROTO_TCP && !ctx->known && !is_bare_syn(ctx))
 		flow->flags = FLOW_PICKED;
+	if (ctx->bridged)
+		flow->flags |= FLOW_BRIDGED;
+	if (ctx->router)
+		flow->flags |= FLOW_ROUTER;
 }
 
 /* The direction of the packet. */
@@ -170,11 +174,13 @@ static __always_inline void begin_there(struct flow *flow, const struct context 
 	begin(flow, ctx);
 	flow->network = ctx->network;
 	flow->ifindex = ctx->ifindex;
-	flow->mac = ctx->mac;
+	flow->mac = ctx->bridged ? ctx->to : ctx->mac;
 	flow->mtu = ctx->mtu;
 	flow->sid = ctx->sid;
 	if (ctx->reply)
 		flow->flags |= FLOW_REPLY;
+	if (ctx->direct)
+		flow->flags |= FLOW_DIRECT;
 	if (ctx->underlay) {
 		flow->flags |= FLOW_UNDERLAY;
 		flow->source = ctx->source;
@@ -195,16 +201,18 @@ static __always_inline bool back_to_container(struct __sk_buff *skb, struct flow
 	flow->ifindex = skb->ifindex;
 	flow->mac = port->mac;
 	flow->mtu = port->mtu;
+	if (port->flags & PORT_DIRECT)
+		flow->flags |= FLOW_DIRECT;
 	if (ctx->ifindex) {
-		__u32 scope = SCOPE(ctx->network, ctx->generation);
-		struct network *network = bpf_map_lookup_elem(&networks, &scope);
+		struct network *network = find_network(ctx, ctx->network);
 
 		flow->counter = traffic_index(network ? network->traffic : 0, REASON_LOCAL);
 		return true;
 	}
 	flow->flags |= FLOW_UNDERLAY;
 	flow->counter = traffic_index(ctx->traffic, REASON_DECAPSULATED);
-	compose_sid(&flow->sid, cfg->locator, cfg->locator_bits, FUNCTION_END_DT46, ctx->key.network);
+	compose_sid(&flow->sid, cfg->locator, cfg->locator_bits, ctx->bridged ? FUNCTION_END_DT2U : FUNCTION_END_DT46,
+		    ctx->key.network);
 	return true;
 }
 
@@ -218,6 +226,7 @@ static __always_inline bool begin_back(struct __sk_buff *skb, struct flow *flow,
 	if (!ctx->underlay)
 		return back_to_container(skb, flow, ctx);
 	flow->sid = ctx->back;
+	flow->mac = ctx->from; /* of a frame */
 	flow->counter = traffic_index(ctx->traffic, REASON_ENCAPSULATED);
 	return true;
 }

@@ -228,6 +228,12 @@ static __always_inline struct context *start(struct __sk_buff *skb)
 	ctx->reply = 0;
 	ctx->ended = 0;
 	ctx->raw = 0;
+	ctx->l2 = 0;
+	ctx->bridged = 0;
+	ctx->opaque = 0;
+	ctx->direct = 0;
+	ctx->shim = 0;
+	ctx->router = 0;
 	step(skb, ctx, STAGE_ENTRY);
 	return ctx;
 }

@@ -15,8 +15,11 @@
 #define SRH_LEN 24
 #define SRH_TYPE 4
 #define OUTER_HOP_LIMIT 64
+#define IPPROTO_ETHERNET_ 143 /* an Ethernet frame, RFC 8986 */
 
 #define FUNCTION_END_DT46 20
+#define FUNCTION_END_DT2U 23
+#define FUNCTION_END_DT2M 24
 #define FUNCTION_SOURCE 0x5ce
 
 /* Linux 6.3 and later. */
@@ -123,22 +126,15 @@ static __always_inline enum reason make_room(struct __sk_buff *skb, bool v4, boo
 }
 
 /*
- * Put the outer header in front of the IP packet behind the Ethernet header. The kernel keeps
- * segmentation and checksums right (FIXED_GSO). 0, or the reason of the failure.
+ * Write the outer header into the room behind the Ethernet header. inner: its payload's protocol; payload: bytes of that. 0, or the
+ * reason of the failure.
  */
-static __always_inline enum reason encapsulate(struct __sk_buff *skb, const struct context *ctx, bool srh)
+static __always_inline enum reason write_outer(struct __sk_buff *skb, const struct context *ctx, __u8 inner,
+					       __u16 payload, __u32 label, bool srh)
 {
-	__u32 label = bpf_get_hash_recalc(skb) & 0xfffff; /* RFC 6438 */
-	__u8 inner = ctx->v4 ? IPPROTO_IPIP : IPPROTO_IPV6;
-	__u16 payload = ctx->l3_len;
-	struct ipv6hdr *outer;
-	struct ethhdr *eth;
-	enum reason reason = make_room(skb, ctx->v4, srh);
+	struct ethhdr *eth = packet_start(skb);
+	struct ipv6hdr *outer = (void *)(eth + 1);
 
-	if (reason)
-		return reason;
-	eth = packet_start(skb);
-	outer = (void *)(eth + 1);
 	if ((void *)(outer + 1) > packet_end(skb))
 		return REASON_ENCAP_FAILED;
 	eth->h_proto = bpf_htons(ETH_P_IPV6);
@@ -168,6 +164,20 @@ static __always_inline enum reason encapsulate(struct __sk_buff *skb, const stru
 	header->tag = 0;
 	header->segment = ctx->sid;
 	return REASON_NONE;
+}
+
+/*
+ * Put the outer header in front of the IP packet behind the Ethernet header. The kernel keeps
+ * segmentation and checksums right (FIXED_GSO). 0, or the reason of the failure.
+ */
+static __always_inline enum reason encapsulate(struct __sk_buff *skb, const struct context *ctx, bool srh)
+{
+	__u32 label = bpf_get_hash_recalc(skb) & 0xfffff; /* RFC 6438 */
+	enum reason reason = make_room(skb, ctx->v4, srh);
+
+	if (reason)
+		return reason;
+	return write_outer(skb, ctx, ctx->v4 ? IPPROTO_IPIP : IPPROTO_IPV6, ctx->l3_len, label, srh);
 }
 
 /* Take the outer header off; outer_len is 40 or 64 and must reach the helper as a literal. */

@@ -146,7 +146,8 @@ struct block_key {
 };
 
 enum block_flags {
-	BLOCK_LOCAL = 1, /* this node's own */
+	BLOCK_LOCAL = 1,  /* this node's own */
+	BLOCK_FRAMES = 2, /* a router's that takes frames only; so is the sid */
 };
 
 struct block {
@@ -292,6 +293,7 @@ enum flow_flags {
 	FLOW_ENDED = 16,   /* TCP: it was let pass before, and is not any more: only a SYN gets through */
 	FLOW_BRIDGED = 32, /* its frames are carried as they are: nothing is routed */
 	FLOW_DIRECT = 64,  /* the local end is a device of the host: ENDPOINT_DIRECT */
+	FLOW_ROUTER = 128, /* BRIDGED: the far end is a router, which knows no shim */
 };
 
 /* Where the packets of a flow go, and what is known of it. 104 bytes. */
@@ -366,6 +368,7 @@ struct context {
 	__u32 traffic; /* number of the counters of the network that the container here is in */
 	__u32 ifindex; /* deliver: host end of the local container */
 	__u32 peer;    /* deliver: nexthop of a remote one; from the underlay: of the sender */
+	__u32 origin;  /* L2: host end that the frame came in by */
 	__u32 seq;     /* TCP: number that is due after this packet */
 	__u32 ack;
 	union addr source; /* outer source, sent or found */
@@ -390,17 +393,18 @@ struct context {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u16 icmp_mtu;
-	__u8 nd;      /* gateway: neighbour discovery */
-	__u8 raw;     /* the packet came in without an Ethernet header */
-	__u8 stage;   /* where the packet is */
-	__u8 ended;   /* the flow was let pass before, and is not any more */
-	__u8 bridged; /* the frame is carried as it is */
+	__u8 nd;    /* gateway: neighbour discovery */
+	__u8 raw;   /* the packet came in without an Ethernet header */
+	__u8 stage; /* where the packet is */
+	__u8 ended; /* the flow was let pass before, and is not any more */
+	__u8 ecn;   /* from the underlay: congestion bits of the outer header */
+	__u8 l2;    /* the port is in an L2 network */
+	/* What is said of a frame of an L2 network; all 0 for what is routed. */
+	__u8 bridged; /* it is carried as it is */
 	__u8 opaque;  /* it belongs to no flow: not IP, tagged, or for many */
 	__u8 direct;  /* deliver: the local end is a device of the host */
 	__u8 shim;    /* from the underlay: behind a GRE header */
-	__u8 many;    /* for many: deliver replicates it */
 	__u8 router;  /* deliver: the far end is a router, which knows no shim */
-	__u8 segment; /* one part of a frame that was cut: it is counted, and written down, already */
 };
 
 enum packet_kind {
