@@ -42,8 +42,8 @@ func TestReferenceTopology(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got.Nodes) != 3 || len(got.Networks) != 2 {
-		t.Errorf("%d nodes and %d networks, want 3 and 2", len(got.Nodes), len(got.Networks))
+	if len(got.Nodes) != 4 || len(got.Networks) != 3 || len(got.Endpoints) != 1 {
+		t.Errorf("%d nodes, %d networks and %d endpoints, want 4, 3 and 1", len(got.Nodes), len(got.Networks), len(got.Endpoints))
 	}
 	// What stands behind the hash signs has to be right too.
 	text, err := os.ReadFile("topology.toml")

@@ -324,7 +324,7 @@ func TestFilesOfConf(t *testing.T) {
 		}
 	}
 	for file, want := range map[string][]string{
-		"two-nodes": {}, "three-racks": {},
+		"two-nodes": {}, "three-racks": {}, "mixed": {"web>storage:40"},
 		"peering": {"db>metrics:39", "metrics>db:39", "web>db:35"},
 	} {
 		top, err := Load("../conf/lab/" + file + ".toml")
