@@ -31,7 +31,7 @@ func macOf(n *topology.Network, l *lease) plan.MAC {
 // checkMAC refuses a MAC address that is known to be another's of the network: nobody could tell them apart.
 func (w *wiring) checkMAC(c claim, a plan.Attachment) error {
 	for at, other := range w.ports {
-		if at != placeOf(a) && other.NetworkID == a.NetworkID && other.MAC == a.MAC {
+		if at.container != a.Container && other.NetworkID == a.NetworkID && other.MAC == a.MAC {
 			return fmt.Errorf("MAC address %s is taken by %s: ask for another one, or none", a.MAC, whoIs(other.Container))
 		}
 	}
