@@ -13,26 +13,20 @@ int stage_deliver(struct __sk_buff *skb)
 {
 	struct context *ctx = context();
 	enum reason reason;
+	__u32 counter;
 
 	if (!ctx)
 		return TC_ACT_SHOT;
 	step(skb, ctx, STAGE_DELIVER);
 	pull(skb, ETH_HLEN + sizeof(struct ipv6hdr));
+	counter = traffic_index(ctx->traffic, way_on(ctx));
 	if (ctx->underlay) {
-		__u32 counter = traffic_index(ctx->traffic, REASON_DECAPSULATED);
-
 		reason = settle(skb, ctx);
 		if (reason)
 			return drop(skb, reason);
 		return ctx->bridged ? deliver_frame(skb, ctx, counter) : deliver_decapsulated(skb, ctx, counter);
 	}
-	if (!ctx->ifindex) {
-		__u32 counter = traffic_index(ctx->traffic, REASON_ENCAPSULATED);
-
-		return ctx->bridged ? carry_remote(skb, ctx, counter, true) : deliver_remote(skb, ctx, counter, true);
-	}
-
-	__u32 counter = traffic_index(ctx->traffic, REASON_LOCAL);
-
-	return ctx->bridged ? carry_local(skb, ctx, counter, true) : deliver_local(skb, ctx, counter, true);
+	if (ctx->ifindex)
+		return ctx->bridged ? carry_local(skb, ctx, counter, true) : deliver_local(skb, ctx, counter, true);
+	return ctx->bridged ? carry_remote(skb, ctx, counter, true) : deliver_remote(skb, ctx, counter, true);
 }

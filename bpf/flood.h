@@ -95,7 +95,14 @@ static __always_inline void copy_to_nodes(struct replication *r, const struct gr
 	bpf_loop(places < FLOOD_REMOTES ? places : FLOOD_REMOTES, copy_to_node, r, 0);
 }
 
-/* Each copy is a packet of its own: the one that they were made of ends here. */
+static __always_inline void count_copies(struct __sk_buff *skb, const struct context *ctx)
+{
+	count(skb, traffic_index(ctx->traffic, REASON_REPLICATED));
+	if (explaining)
+		tell(skb, REASON_REPLICATED, VERDICT_PASSED);
+}
+
+/* Each copy is a packet of its own: the one that they were made of ends here. A copy is really sent, even in a trial run. */
 static __always_inline int flood_from_port(struct __sk_buff *skb, struct context *ctx, struct config *cfg,
 					   const struct group *group)
 {
@@ -104,7 +111,9 @@ static __always_inline int flood_from_port(struct __sk_buff *skb, struct context
 
 	if (skb->gso_size) /* every copy would be cut by itself, and some cannot be */
 		return through_segmenter(skb, cfg, ctx->origin, REASON_GSO_FRAME);
-	count(skb, traffic_index(ctx->traffic, REASON_REPLICATED));
+	count_copies(skb, ctx);
+	if (explaining)
+		return TC_ACT_SHOT;
 	copy_to_ports(&r, group);
 	if (!group->remotes)
 		return TC_ACT_SHOT;
@@ -124,8 +133,9 @@ static __always_inline int flood_from_underlay(struct __sk_buff *skb, struct con
 
 	if (reason)
 		return drop(skb, reason);
-	count(skb, traffic_index(ctx->traffic, REASON_REPLICATED));
-	copy_to_ports(&r, group);
+	count_copies(skb, ctx);
+	if (!explaining)
+		copy_to_ports(&r, group);
 	return TC_ACT_SHOT;
 }
 

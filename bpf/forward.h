@@ -132,7 +132,11 @@ static __always_inline bool opens_nothing(const struct context *ctx)
 /* Write the decision down. */
 static __always_inline enum reason settle(struct __sk_buff *skb, const struct context *ctx)
 {
-	return opens_nothing(ctx) ? REASON_NONE : commit(skb);
+	if (!opens_nothing(ctx))
+		return commit(skb);
+	if (explaining && ctx->opaque)
+		tell(skb, way_on(ctx), VERDICT_PASSED);
+	return REASON_NONE;
 }
 
 /* fresh: the stages have just decided the flow. */

@@ -168,6 +168,14 @@ static __always_inline void begin(struct flow *flow, const struct context *ctx)
 		flow->flags |= FLOW_ROUTER;
 }
 
+/* Which way does the packet go on? */
+static __always_inline enum reason way_on(const struct context *ctx)
+{
+	if (ctx->underlay)
+		return REASON_DECAPSULATED;
+	return ctx->ifindex ? REASON_LOCAL : REASON_ENCAPSULATED;
+}
+
 /* The direction of the packet. */
 static __always_inline void begin_there(struct flow *flow, const struct context *ctx)
 {
@@ -184,10 +192,8 @@ static __always_inline void begin_there(struct flow *flow, const struct context 
 	if (ctx->underlay) {
 		flow->flags |= FLOW_UNDERLAY;
 		flow->source = ctx->source;
-		flow->counter = traffic_index(ctx->traffic, REASON_DECAPSULATED);
-		return;
 	}
-	flow->counter = traffic_index(ctx->traffic, ctx->ifindex ? REASON_LOCAL : REASON_ENCAPSULATED);
+	flow->counter = traffic_index(ctx->traffic, way_on(ctx));
 }
 
 /* The way back to the container that sent the packet. */
@@ -273,11 +279,7 @@ __noinline int commit(struct __sk_buff *skb)
 		return REASON_CONNTRACK_FULL;
 	}
 	if (!ctx->known) {
-		tell(skb,
-		     ctx->underlay  ? REASON_DECAPSULATED
-		     : ctx->ifindex ? REASON_LOCAL
-				    : REASON_ENCAPSULATED,
-		     VERDICT_PASSED);
+		tell(skb, way_on(ctx), VERDICT_PASSED);
 		return 0;
 	}
 
