@@ -45,6 +45,8 @@ var goldens = []struct {
 	{"alone", "alone", "one", nil},
 	{"srh-ipv6-only", "srh", "b.example.org", nil},
 	{"peered", "peered", "edge-2", nil},
+	{"segments", "segments", "edge-1", onSegments},
+	{"segments-elsewhere", "segments", "edge-3", nil},
 }
 
 func TestGolden(t *testing.T) {
@@ -85,6 +87,7 @@ func golden(t *testing.T, name, got string) {
 func TestDeterministic(t *testing.T) {
 	deterministic(t, load(t, "fabric"), containers)
 	deterministic(t, load(t, "peered"), nil)
+	deterministic(t, load(t, "segments"), onSegments)
 }
 
 func deterministic(t *testing.T, top *topology.Topology, containers []Attachment) {

@@ -169,10 +169,23 @@ func (p *Plan) sidRows(names names) [][]string {
 
 // targets are network, peer and SID of all that is sent to.
 func (p *Plan) targets() []Member {
+	segments, hosts := map[topology.NetworkID]bool{}, map[uint32]topology.Locator{}
+	for _, n := range p.Networks {
+		segments[n.ID] = n.Type == topology.L2
+	}
+	for _, peer := range p.Peers {
+		if peer.Kind == topology.KindHost {
+			hosts[peer.Index] = peer.Locator
+		}
+	}
 	var targets []Member
 	for _, b := range p.Blocks {
-		if !b.Local {
-			targets = append(targets, Member{b.Network, b.Peer, b.SID})
+		if b.Local {
+			continue
+		}
+		targets = append(targets, Member{b.Network, b.Peer, b.SID})
+		if locator, is := hosts[b.Peer]; is && segments[b.Network] { // frames for its pool
+			targets = append(targets, Member{b.Network, b.Peer, locator.SID(topology.EndDT2U, b.Network)})
 		}
 	}
 	for _, s := range p.Stations {
