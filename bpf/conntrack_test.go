@@ -589,7 +589,9 @@ func TestForeignPackets(t *testing.T) {
 	tail := outerOf(back, backend, 2, backend, 0)
 	tail.dst = netip.MustParseAddr("5f00:1ace:1:14:0:6400::1")
 	function := outerOf(back, backend, 2, backend, 0)
-	function.dst = locatorOf(1, 48).SID(23, backend).Addr
+	function.dst = locatorOf(1, 48).SID(21, backend).Addr
+	frames := outerOf(back, backend, 2, backend, 0)
+	frames.dst = locatorOf(1, 48).SID(topology.EndDT2U, backend).Addr
 	for name, row := range map[string]struct {
 		packet ip
 		want   string
@@ -601,6 +603,7 @@ func TestForeignPackets(t *testing.T) {
 		"outer source without a network":        {func() ip { o := outerOf(back, backend, 2, backend, 0); o.src = locatorOf(2, 48).Addr(); return o }(), "unknown_source"},
 		"SID with a tail":                       {tail, "sid_tail"},
 		"SID of another function":               {function, "unknown_function"},
+		"SID of frames":                         {frames, "wrong_payload"},
 		"wrong payload":                         {wrongPayload, "wrong_payload"},
 		"claims the container here":             {own, "spoofed_address"},
 		"claims the container here, other flow": {outerOf(turned, backend, 2, backend, 0), "spoofed_address"},

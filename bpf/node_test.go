@@ -194,10 +194,14 @@ func newNode(t testing.TB, b *bed, o options) *node {
 }
 
 var stages = map[bpf.LaceStage]string{
-	bpf.LaceStageSTAGE_ROUTE:   "stage_route",
-	bpf.LaceStageSTAGE_DELIVER: "stage_deliver",
-	bpf.LaceStageSTAGE_GATEWAY: "stage_gateway",
-	bpf.LaceStageSTAGE_ERROR:   "stage_error",
+	bpf.LaceStageSTAGE_ROUTE:     "stage_route",
+	bpf.LaceStageSTAGE_DELIVER:   "stage_deliver",
+	bpf.LaceStageSTAGE_GATEWAY:   "stage_gateway",
+	bpf.LaceStageSTAGE_ERROR:     "stage_error",
+	bpf.LaceStageSTAGE_BRIDGE:    "stage_bridge",
+	bpf.LaceStageSTAGE_NEIGHBOUR: "stage_neighbour",
+	bpf.LaceStageSTAGE_FLOOD:     "stage_flood",
+	bpf.LaceStageSTAGE_FRAME:     "stage_frame",
 }
 
 func (n *node) load() {
@@ -314,6 +318,9 @@ const (
 	redirect = 7
 )
 
+// lastPassing is the last reason of a packet that goes on.
+const lastPassing = bpf.LaceReasonREASON_REPLICATED
+
 // result is what became of a packet.
 type result struct {
 	verdict uint32
@@ -376,7 +383,7 @@ func (n *node) counters() (out [bpf.LaceReasonREASON_MAX]uint64) {
 		out[i] = n.packets("counters", uint32(i))
 	}
 	for number := uint32(0); number <= networks; number++ {
-		for reason := bpf.LaceReasonREASON_NONE + 1; reason <= bpf.LaceReasonREASON_GATEWAY_PASSED; reason++ {
+		for reason := bpf.LaceReasonREASON_NONE + 1; reason <= lastPassing; reason++ {
 			out[reason] += n.packets("traffic", number*8+uint32(reason))
 		}
 	}

@@ -70,7 +70,7 @@ func (r row) run(t testing.TB, n *node) {
 		r.program = "pod_l3"
 	}
 	for i, in := range r.before {
-		if before := n.run(in); before.verdict != redirect || before.counted[0] > bpf.LaceReasonREASON_GATEWAY_PASSED {
+		if before := n.run(in); before.verdict != redirect || before.counted[0] > lastPassing {
 			t.Fatalf("packet %d before: verdict %d, %v", i, int32(before.verdict), words(before.counted))
 		}
 	}

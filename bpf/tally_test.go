@@ -21,7 +21,7 @@ func (n *node) tally() tally {
 	n.t.Helper()
 	out := tally{}
 	for number, network := range n.numbered() {
-		for reason := bpf.LaceReasonREASON_NONE + 1; reason <= bpf.LaceReasonREASON_GATEWAY_PASSED; reason++ {
+		for reason := bpf.LaceReasonREASON_NONE + 1; reason <= lastPassing; reason++ {
 			if packets := n.packets("traffic", number*trafficReasons+uint32(reason)); packets > 0 {
 				out[bpf.LaceRefusalKey{Network: network, Reason: uint32(reason)}] = packets
 			}

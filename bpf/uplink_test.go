@@ -139,7 +139,7 @@ func sidRows() []row {
 		},
 		bpf.LaceReasonREASON_UNKNOWN_FUNCTION: {
 			"End.DT4":               dst("5f00:1ace:1:13:0:6400::"),
-			"End.DT2U":              dst("5f00:1ace:1:17:0:6400::"),
+			"End.DX2":               dst("5f00:1ace:1:15:0:6400::"),
 			"the source marker":     dst("5f00:1ace:1:5ce:0:6400::"),
 			"the locator itself":    dst("5f00:1ace:1::"),
 			"TCP to the locator":    outer(func(p *ip) { p.dst, p.proto = netip.MustParseAddr("5f00:1ace:1::1"), protoTCP }),
@@ -165,6 +165,7 @@ func sidRows() []row {
 			}),
 		},
 		bpf.LaceReasonREASON_WRONG_PAYLOAD: {
+			"IPv4 to End.DT2U": dst("5f00:1ace:1:17:0:6400::"), "IPv4 to End.DT2M": dst("5f00:1ace:1:18:0:6400::"),
 			"Ethernet": next(extL2), "UDP": next(protoUDP), "GRE": next(47), "nothing": next(extNone),
 			"a fragment":        outer(func(p *ip) { p.body, p.proto = extension(protoIPIP, [7]byte{}, p.body), extFragment }),
 			"a hop-by-hop":      outer(func(p *ip) { p.body, p.proto = extension(protoIPIP, [7]byte{0, 1, 4}, p.body), extHop }),
