@@ -335,7 +335,7 @@ func peerRows(p *plan.Plan, s Slot) map[bpf.LacePeerKey]bpf.LacePeer {
 func routerSIDs(p *plan.Plan, index uint32) (sid4, sid6 [16]uint8) {
 	for _, b := range p.Blocks {
 		switch {
-		case b.Local || b.Peer != index:
+		case b.Local || b.Frames || b.Peer != index:
 		case b.Prefix.Addr().Is4():
 			sid4 = addr(b.SID.Addr).U8
 		default:
@@ -355,6 +355,9 @@ func blockRows(p *plan.Plan, s Slot) map[bpf.LaceBlockKey]bpf.LaceBlock {
 			v.Flags = uint32(bpf.LaceBlockFlagsBLOCK_LOCAL)
 		} else {
 			v.Sid.U8 = addr(b.SID.Addr).U8
+		}
+		if b.Frames {
+			v.Flags |= uint32(bpf.LaceBlockFlagsBLOCK_FRAMES)
 		}
 		rows[k] = v
 	}

@@ -193,11 +193,10 @@ func (p *Plan) block(n *topology.Network, o owner, f topology.Family, prefix net
 		return
 	}
 	b := Block{Network: n.ID, Prefix: prefix, Local: o.index == 0, Peer: o.index}
-	if o.Kind == topology.KindRouter && !o.SIDFor(f).IsValid() {
-		return // it takes frames only
-	}
 	switch {
 	case b.Local:
+	case o.Kind == topology.KindRouter && !o.SIDFor(f).IsValid():
+		b.SID, b.Frames = topology.SID{Addr: o.SIDL2}, true
 	case o.Kind == topology.KindRouter:
 		b.SID = topology.SID{Addr: o.SIDFor(f)}
 	default:

@@ -117,7 +117,8 @@ func TestEndpointBlocks(t *testing.T) {
 		"10.50.0.200/32":   "local",
 		"fd50::ffff:1/128": "local",
 		"10.50.0.201/32":   "peer 1, SID 5f00:1ace:2:14:0:c800::",
-		"10.50.0.202/32":   "peer 3, SID 5f00:1ace:9::4", // and none for IPv6, of which the router takes frames only
+		"10.50.0.202/32":   "peer 3, SID 5f00:1ace:9::4",
+		"fd50::ffff:3/128": "peer 3, frames only, SID 5f00:1ace:9::2", // the router takes no IPv6 packets
 		"fd51::ffff:7/128": "peer 1, SID 5f00:1ace:2:14:1:2c00::",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -199,6 +200,7 @@ func TestDiffSegments(t *testing.T) {
 		{"another MAC", "edge-1", []string{"52:54:00:00:00:03", "52:54:00:00:00:33"}, "~ station storage appliance: mac 52:54:00:00:00:33, was 52:54:00:00:00:03"},
 		{"where a router takes frames", "edge-1", []string{"5f00:1ace:9::2", "5f00:1ace:9::22"}, `
 ~ peer gw: SID of frames 5f00:1ace:9::22, was 5f00:1ace:9::2
+~ block storage fd50::ffff:3/128: SID 5f00:1ace:9::22, was 5f00:1ace:9::2
 ~ station storage appliance: SID 5f00:1ace:9::22, was 5f00:1ace:9::2
 ~ member storage gw: SID 5f00:1ace:9::22, was 5f00:1ace:9::2`},
 		{"a base", "edge-1", []string{"fd51::1:0/112", "fd51::7:1:0/112", "fd51::2:0/112", "fd51::7:2:0/112", "fd51::ffff:7", "fd51::7:ffff:7", "02:4c:ff:ff:00:07", "02:4c:ff:ff:00:07"}, `

@@ -169,9 +169,10 @@ type Member struct {
 type Block struct {
 	Network topology.NetworkID `json:"network"`
 	Prefix  netip.Prefix       `json:"prefix"`
-	Local   bool               `json:"local"`         // this node's own: look among the endpoints
-	Peer    uint32             `json:"peer,omitzero"` // index of the owner, where not local
-	SID     topology.SID       `json:"sid,omitzero"`  // where to send it, where not local
+	Local   bool               `json:"local"`            // this node's own: look among the endpoints
+	Peer    uint32             `json:"peer,omitzero"`    // index of the owner, where not local
+	SID     topology.SID       `json:"sid,omitzero"`     // where to send it, where not local
+	Frames  bool               `json:"frames,omitempty"` // a router's that takes frames only: nothing is routed to it
 }
 
 // Port is an attachment with all that the data plane knows of its network.

@@ -347,6 +347,9 @@ func blockValue(b Block) string {
 	if b.Local {
 		return "local"
 	}
+	if b.Frames {
+		return fmt.Sprintf("peer %d, frames only, SID %s", b.Peer, b.SID)
+	}
 	return fmt.Sprintf("peer %d, SID %s", b.Peer, b.SID)
 }
 
