@@ -42,11 +42,15 @@ var (
 		bpf.LaceVerdictVERDICT_ENDED:   "ended",
 	}
 	stages = []string{
-		bpf.LaceStageSTAGE_ENTRY:   "entry",
-		bpf.LaceStageSTAGE_ROUTE:   "route",
-		bpf.LaceStageSTAGE_DELIVER: "deliver",
-		bpf.LaceStageSTAGE_GATEWAY: "gateway",
-		bpf.LaceStageSTAGE_ERROR:   "error",
+		bpf.LaceStageSTAGE_ENTRY:     "entry",
+		bpf.LaceStageSTAGE_ROUTE:     "route",
+		bpf.LaceStageSTAGE_DELIVER:   "deliver",
+		bpf.LaceStageSTAGE_GATEWAY:   "gateway",
+		bpf.LaceStageSTAGE_ERROR:     "error",
+		bpf.LaceStageSTAGE_BRIDGE:    "bridge",
+		bpf.LaceStageSTAGE_NEIGHBOUR: "neighbour",
+		bpf.LaceStageSTAGE_FLOOD:     "flood",
+		bpf.LaceStageSTAGE_FRAME:     "frame",
 	}
 )
 
@@ -54,7 +58,8 @@ var (
 // it the flow that was allowed and is not any more, "step" a packet that came to a stage.
 func VerdictName(v bpf.LaceVerdict) string { return word(verdicts, "verdict", int(v)) }
 
-// StageName is the word for a stage: "entry", "route", "deliver", "gateway" or "error".
+// StageName is the word for a stage: "entry", "route", "deliver", "gateway", "error"; of L2 networks "bridge", "neighbour", "flood",
+// "frame".
 func StageName(s bpf.LaceStage) string { return word(stages, "stage", int(s)) }
 
 // KnownVerdict says whether there is a verdict of that word.

@@ -115,7 +115,7 @@ func TestDecodeRefusesShortEvents(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	for _, head := range [][]byte{udp4(), inSRv6(udp4()), icmpError4(), icmpError6()} {
+	for _, head := range [][]byte{udp4(), inSRv6(udp4()), icmpError4(), icmpError6(), arp(1), solicitation(), frameInSRv6(frame(0x8100, 0, 7, 0x88, 0xb5), true, true), frameInSRv6(arp(2), false, false)} {
 		raw := made()
 		raw.HeadLen = uint16(copy(raw.Head[:], head))
 		f.Add(encoded(f, raw))

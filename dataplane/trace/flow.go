@@ -3,6 +3,7 @@
 package trace
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -14,14 +15,18 @@ import (
 
 // Flow is what the head of a packet says of it. Fields that its protocol does not have are zero.
 type Flow struct {
-	SrcMAC   string     `json:"src_mac,omitempty"`
-	Protocol string     `json:"protocol"` // "tcp", "udp", "icmp", "icmp6", "arp", or a number
+	SrcMAC   string     `json:"src_mac,omitempty"` // of the innermost Ethernet header
+	DstMAC   string     `json:"dst_mac,omitempty"`
+	VLAN     uint16     `json:"vlan,omitempty"` // the outermost tag's number; one that the kernel has taken off is not in the bytes
+	Protocol string     `json:"protocol"`       // "tcp", "udp", "icmp", "icmp6", "arp", a number; of what is no IP "ethertype 0x88b5" or "llc 0x42"
 	Src      netip.Addr `json:"src"`
 	Dst      netip.Addr `json:"dst"`
 	SrcPort  uint16     `json:"src_port,omitempty"`
 	DstPort  uint16     `json:"dst_port,omitempty"`
 	ICMP     string     `json:"icmp,omitempty"`     // type and code in words
 	ICMPID   uint16     `json:"icmp_id,omitempty"`  // of a query and its answer
+	ARP      string     `json:"arp,omitempty"`      // "who-has", "is-at", or "op" and the number
+	Target   netip.Addr `json:"target,omitzero"`    // of neighbour discovery: the address that it is about
 	Fragment *Fragment  `json:"fragment,omitempty"` // where the packet is one of several
 	Quoted   *Flow      `json:"quoted,omitempty"`   // what an ICMP error is about
 	Outer    *Outer     `json:"outer,omitempty"`
@@ -52,11 +57,24 @@ func ParseFlow(head []byte, ethernet bool) Flow {
 	return f
 }
 
+// framed is the next header of an Ethernet frame (RFC 8986, section 10.1), which gopacket does not know.
+const framed layers.IPProtocol = 143
+
 func (f *Flow) read(head []byte, first gopacket.LayerType) {
 	var protocol layers.IPProtocol
 	packet := gopacket.NewPacket(head, first, gopacket.DecodeOptions{NoCopy: true})
 	for _, l := range packet.Layers() {
+		if protocol == framed && f.isOuter() {
+			f.read(l.LayerContents(), layers.LayerTypeEthernet)
+			return
+		}
 		switch l := l.(type) {
+		case *layers.GRE:
+			if !f.isOuter() {
+				return // a container's own tunnel
+			}
+		case *layers.Ethernet:
+			f.frame(l)
 		case *layers.IPv4:
 			protocol = l.Protocol
 			f.enter(l.SrcIP, l.DstIP, protocol)
@@ -98,11 +116,13 @@ func (f *Flow) firstFragment(rest []byte, protocol layers.IPProtocol) {
 
 func (f *Flow) add(l gopacket.Layer) {
 	switch l := l.(type) {
-	case *layers.Ethernet:
-		f.SrcMAC = l.SrcMAC.String()
-		f.Protocol = fmt.Sprintf("ethertype 0x%04x", uint16(l.EthernetType))
+	case *layers.Dot1Q:
+		f.VLAN = cmp.Or(f.VLAN, l.VLANIdentifier)
+		f.Protocol = etherTypeName(l.Type)
+	case *layers.LLC:
+		f.Protocol = fmt.Sprintf("llc 0x%02x", l.DSAP)
 	case *layers.ARP:
-		f.Protocol = "arp"
+		f.Protocol, f.ARP = "arp", operationName(l.Operation)
 		f.Src, _ = netip.AddrFromSlice(l.SourceProtAddress)
 		f.Dst, _ = netip.AddrFromSlice(l.DstProtAddress)
 	case *layers.TCP:
@@ -115,7 +135,34 @@ func (f *Flow) add(l gopacket.Layer) {
 	case *layers.ICMPv6:
 		f.Protocol, f.ICMP = "icmp6", l.TypeCode.String()
 		f.icmp6(l)
+	case *layers.ICMPv6NeighborSolicitation:
+		f.Target, _ = netip.AddrFromSlice(l.TargetAddress)
+	case *layers.ICMPv6NeighborAdvertisement:
+		f.Target, _ = netip.AddrFromSlice(l.TargetAddress)
 	}
+}
+
+// frame begins an Ethernet frame. Behind an IPv6 header it is one that was encapsulated.
+func (f *Flow) frame(l *layers.Ethernet) {
+	if f.isOuter() {
+		f.Outer = &Outer{Src: f.Src, SID: f.Dst}
+		f.Src, f.Dst = netip.Addr{}, netip.Addr{}
+	}
+	f.SrcMAC, f.DstMAC = l.SrcMAC.String(), l.DstMAC.String()
+	f.Protocol = etherTypeName(l.EthernetType)
+}
+
+func etherTypeName(t layers.EthernetType) string { return fmt.Sprintf("ethertype 0x%04x", uint16(t)) }
+
+// operationName is what tcpdump calls an operation of ARP.
+func operationName(op uint16) string {
+	switch op {
+	case layers.ARPRequest:
+		return "who-has"
+	case layers.ARPReply:
+		return "is-at"
+	}
+	return fmt.Sprintf("op %d", op)
 }
 
 // icmp4 reads what follows the type: an identifier (RFC 792, 950), or the packet that the error is about.
@@ -150,13 +197,16 @@ func (f *Flow) quote(b []byte, first gopacket.LayerType) {
 
 // enter goes one IP header further in; what was there before is the outer one.
 func (f *Flow) enter(src, dst []byte, protocol layers.IPProtocol) {
-	if f.Src.Is6() && f.Outer == nil {
+	if f.isOuter() {
 		f.Outer = &Outer{Src: f.Src, SID: f.Dst}
 	}
 	f.Src, _ = netip.AddrFromSlice(src)
 	f.Dst, _ = netip.AddrFromSlice(dst)
 	f.Protocol = protocolName(protocol)
 }
+
+// isOuter says whether what was read up to now is the header of a packet that is around another one.
+func (f *Flow) isOuter() bool { return f.Src.Is6() && f.Outer == nil }
 
 // protocolName is a word also where the transport header is cut off or in another fragment.
 func protocolName(p layers.IPProtocol) string {
@@ -173,15 +223,10 @@ func protocolName(p layers.IPProtocol) string {
 	return strconv.Itoa(int(p))
 }
 
-// String is "10.40.1.5:4242 > 10.40.2.7:80 tcp", with what else is known behind it, the outer header last.
+// String is "10.40.1.5:4242 > 10.40.2.7:80 tcp", with what else is known behind it, the outer header last. What has no addresses
+// is told by its MAC addresses.
 func (f Flow) String() string {
-	s := f.ends()
-	if f.ICMP != "" {
-		s += " " + f.ICMP
-	}
-	if f.ICMPID != 0 {
-		s += fmt.Sprintf(" id %d", f.ICMPID)
-	}
+	s := f.ends() + f.detail()
 	if f.Fragment != nil {
 		s += fmt.Sprintf(" fragment %d of %d", f.Fragment.Offset, f.Fragment.ID)
 	}
@@ -194,6 +239,25 @@ func (f Flow) String() string {
 	return s
 }
 
+// detail is what the protocol's own header says.
+func (f Flow) detail() (s string) {
+	for _, word := range []string{f.ICMP, f.ARP} {
+		if word != "" {
+			s += " " + word
+		}
+	}
+	if f.ICMPID != 0 {
+		s += fmt.Sprintf(" id %d", f.ICMPID)
+	}
+	if f.Target.IsValid() {
+		s += " of " + f.Target.String()
+	}
+	if f.VLAN != 0 {
+		s += fmt.Sprintf(" vlan %d", f.VLAN)
+	}
+	return s
+}
+
 func (f Flow) ends() string {
 	switch {
 	case f.SrcPort != 0 || f.DstPort != 0:
@@ -201,7 +265,7 @@ func (f Flow) ends() string {
 	case f.Src.IsValid():
 		return fmt.Sprintf("%s > %s %s", f.Src, f.Dst, f.Protocol)
 	case f.SrcMAC != "":
-		return fmt.Sprintf("from %s %s", f.SrcMAC, f.Protocol)
+		return fmt.Sprintf("%s > %s %s", f.SrcMAC, f.DstMAC, f.Protocol)
 	}
 	return f.Protocol
 }
