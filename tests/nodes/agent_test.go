@@ -40,19 +40,22 @@ type order struct {
 	Ends     [2]netip.AddrPort // flows: source and destination; the zero value means any
 }
 
-// wish is a dataplane.Request as it goes over the pipe.
+// wish is a dataplane.Request as it goes over the pipe: the first interface, and those of other networks.
 type wish struct {
-	Container, Name, Network string
-	IPs                      []netip.Addr
-	MAC                      []byte
-	Sticky                   bool
-	Netns, IfName            string
+	dataplane.Interface
+	Container, Name string
+	Sticky          bool
+	Netns           string
+	More            []dataplane.Interface
 }
 
 func (w *wish) request() dataplane.Request {
-	r := dataplane.Request{Container: w.Container, Name: w.Name, Network: w.Network, IPs: w.IPs, Sticky: w.Sticky, Netns: w.Netns, IfName: w.IfName}
-	copy(r.MAC[:], w.MAC)
-	return r
+	all := append([]dataplane.Interface{w.Interface}, w.More...)
+	return dataplane.Request{Container: w.Container, Name: w.Name, Sticky: w.Sticky, Netns: w.Netns, Interfaces: all}
+}
+
+func (w *wish) deviceRequest() dataplane.DeviceRequest {
+	return dataplane.DeviceRequest{Device: w.Device, Network: w.Network, Name: w.Name, IPs: w.IPs, MAC: w.MAC}
 }
 
 // port is a dataplane.Port as it goes over the pipe.
@@ -70,7 +73,8 @@ func portOf(p dataplane.Port) port {
 type answer struct {
 	ID      int // 0: the agent is ready
 	Error   string
-	Port    port
+	Port    port   // the first of them
+	Ports   []port // in the order of the wish
 	Status  status
 	Applied dataplane.Applied
 	Flows   []flow
@@ -158,11 +162,17 @@ func obey(ctx context.Context, d *dataplane.Dataplane, o order) answer {
 	a, err := answer{ID: o.ID}, error(nil)
 	switch o.Do {
 	case "attach":
-		a.Port, err = attach(ctx, d, o)
+		err = attach(ctx, d, o, &a)
 	case "attach-late": // with a deadline that has passed
 		late, cancel := context.WithDeadline(ctx, time.Unix(1, 0))
 		defer cancel()
-		a.Port, err = attach(late, d, o)
+		err = attach(late, d, o, &a)
+	case "attach-device":
+		var p dataplane.Port
+		p, err = d.AttachDevice(ctx, o.Request.deviceRequest())
+		a.Port = portOf(p)
+	case "detach-device":
+		err = d.DetachDevice(ctx, o.Request.Device)
 	case "detach":
 		err = d.Detach(ctx, o.Request.Container)
 	case "release":
@@ -186,9 +196,15 @@ func obey(ctx context.Context, d *dataplane.Dataplane, o order) answer {
 	return a
 }
 
-func attach(ctx context.Context, d *dataplane.Dataplane, o order) (port, error) {
-	p, err := d.Attach(ctx, o.Request.request())
-	return portOf(p), err
+func attach(ctx context.Context, d *dataplane.Dataplane, o order, a *answer) error {
+	ports, err := d.Attach(ctx, o.Request.request())
+	for _, p := range ports {
+		a.Ports = append(a.Ports, portOf(p))
+	}
+	if len(ports) > 0 {
+		a.Port = a.Ports[0]
+	}
+	return err
 }
 
 func apply(ctx context.Context, d *dataplane.Dataplane, text string) (dataplane.Applied, error) {

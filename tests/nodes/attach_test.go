@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/lace-net/lace/dataplane/plan"
 )
 
 // small is a network whose block on node 1 has five addresses for containers.
@@ -129,7 +131,7 @@ func checkFifty(t *testing.T, n *node) {
 }
 
 func checkWishes(t *testing.T, n *node) {
-	mac := []byte{2, 1, 2, 3, 4, 5}
+	mac := plan.MAC{2, 1, 2, 3, 4, 5}
 	c := n.run(t, "wish", "backend", withIPs("10.40.1.77", "fd40:0:0:1::abcd"), func(w *wish) { w.MAC, w.IfName = mac, "net0" })
 	if c.port.V4 != netip.MustParseAddr("10.40.1.77") || c.port.V6 != netip.MustParseAddr("fd40:0:0:1::abcd") {
 		t.Errorf("got %s and %s", c.port.V4, c.port.V6)
@@ -185,8 +187,8 @@ func checkRefusals(t *testing.T, n *node) {
 		{"backend", "interface name", ifName("a/b")},
 		{"backend", "interface name", ifName("lo")},
 		{"backend", "interface name", ifName("sixteen-letters-")},
-		{"backend", "MAC", func(w *wish) { w.MAC = []byte{1, 0, 0, 0, 0, 1} }},
-		{"backend", "MAC", func(w *wish) { w.MAC = []byte{6, 0, 0x6c, 0x61, 0x63, 0x65} }},
+		{"backend", "MAC", func(w *wish) { w.MAC = plan.MAC{1, 0, 0, 0, 0, 1} }},
+		{"backend", "MAC", func(w *wish) { w.MAC = plan.MAC{6, 0, 0x6c, 0x61, 0x63, 0x65} }},
 		{"backend", "without an id", func(w *wish) { w.Container = "" }},
 		{"backend", "at most 63", func(w *wish) { w.Name, w.Sticky = strings.Repeat("n", 64), true }},
 	} {

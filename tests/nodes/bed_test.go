@@ -271,6 +271,7 @@ type container struct {
 	id      string
 	network string
 	port    port
+	more    []port // in other networks
 }
 
 // newContainer makes a container's namespace and does not attach it.
@@ -281,7 +282,7 @@ func (n *node) newContainer(t testing.TB, name string) *container {
 
 // request asks for a network for a container, by its name.
 func (c *container) request(network string, change ...func(*wish)) wish {
-	r := wish{Container: c.id, Network: network, Netns: c.path}
+	r := wish{Container: c.id, Netns: c.path, Interface: dataplane.Interface{Network: network, Gateway: true}}
 	for _, f := range change {
 		f(&r)
 	}
@@ -301,7 +302,7 @@ func (c *container) attach(t testing.TB, network string, change ...func(*wish)) 
 	t.Helper()
 	got, err := c.node.agent.call(order{Do: "attach", Request: c.request(network, change...)})
 	must(t, err)
-	c.network, c.port = network, got.Port
+	c.network, c.port, c.more = network, got.Port, got.Ports[1:]
 	return c
 }
 

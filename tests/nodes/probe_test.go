@@ -13,6 +13,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -37,8 +38,15 @@ type pinger struct {
 	id  uint16
 }
 
-// newPinger opens a socket in the namespace. It closes with the test.
+// newPinger opens a socket in the namespace; a zone is the name of an interface there. It closes with the test.
 func (n *namespace) newPinger(dst netip.Addr) (*pinger, error) {
+	if zone := dst.Zone(); zone != "" { // by its number: names are those of the test's own namespace
+		l, err := n.LinkByName(zone)
+		if err != nil {
+			return nil, err
+		}
+		dst = dst.WithZone(strconv.Itoa(l.Attrs().Index))
+	}
 	p := &pinger{dst: dst, id: uint16(echoes.Add(1))}
 	network, any := "ip4:icmp", "0.0.0.0"
 	if dst.Is6() {
@@ -66,7 +74,7 @@ func (p *pinger) send(seq uint16, size int) error {
 	if p.dst.Is4() {
 		binary.BigEndian.PutUint16(b[2:], checksum(b))
 	}
-	_, err := p.WriteTo(b, &net.IPAddr{IP: p.dst.AsSlice()})
+	_, err := p.WriteTo(b, &net.IPAddr{IP: p.dst.AsSlice(), Zone: p.dst.Zone()})
 	return err
 }
 
@@ -82,7 +90,7 @@ func (p *pinger) receive(deadline time.Time) (uint16, error) {
 			return 0, err
 		}
 		source, _ := netip.ParseAddr(from.String())
-		if n < 8 || source.Unmap() != p.dst || b[0] != echoReply4 && b[0] != echoReply6 || binary.BigEndian.Uint16(b[4:]) != p.id {
+		if n < 8 || source.WithZone("").Unmap() != p.dst.WithZone("") || b[0] != echoReply4 && b[0] != echoReply6 || binary.BigEndian.Uint16(b[4:]) != p.id {
 			continue
 		}
 		return binary.BigEndian.Uint16(b[6:]), nil
