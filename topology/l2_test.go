@@ -189,6 +189,7 @@ func TestOwnerAndReserved(t *testing.T) {
 		{"fd50::1:7", "edge-1", ""},
 		{"fd50::ffff:1", "edge-1", "the address of endpoint vm"},
 		{"fd50::ffff:ffff:ffff:ffff", "", ""},
+		{"fd50::9:7", "", ""}, // would be of gw, which is a router
 		{"fd51::1", "", ""},
 	} {
 		owner, owned := n.Owner(addr(c.addr))
@@ -372,6 +373,7 @@ func TestL2Accepted(t *testing.T) {
 		"endpoint of IPv6":            six + on1("vm", "address = ['fd50::ffff:1']"),
 		"endpoint at a router":        segment + l2router + endpoint("vm", "network='storage'\nnode='gw'\naddress=['10.50.0.200']"),
 		"MAC in two networks":         segment + l2Net + on1("a", vmAt) + endpoint("b", "network='other'\nnode='edge-1'\n"+vmAt),
+		"address in two networks":     segment + strings.Replace(l2Net, "10.51", "10.50", 1) + on1("a", "address = ['10.50.0.200']") + endpoint("b", "network='other'\nnode='edge-1'\naddress = ['10.50.0.200']"),
 		"endpoint named as a network": segment + on1("storage", vmAt),
 		"dotted name":                 segment + on1(`"vm.example.org"`, vmAt),
 		"256 nodes":                   changeOf(segment, 13, "subnets = ['10.50.0.0/16']") + nodes(254),

@@ -238,7 +238,7 @@ var errorCases = []errorCase{
 	// bounds
 	{"nodes", change(13, "subnets = ['10.0.0.0/8']") + nodes(MaxNodes-1), `t.toml:4: node: 4097 nodes; at most 4096 are possible; leave some out, or split the topology`},
 	{"networks", base + networks(MaxNetworks), `network: 1025 networks; at most 1024 are possible; leave some out, or split the topology`},
-	{"blocks", change(13, "subnets = ['10.0.0.0/8']\nblock-size.v4 = 30") + nodes(2000) + networks(600), `network: 1203202 blocks (networks × nodes × families, and addresses of endpoints); at most 1048576 are possible`},
+	{"blocks", change(13, "subnets = ['10.0.0.0/8']\nblock-size.v4 = 30") + nodes(2000) + networks(600) + strings.Replace(l2Net, "]\n", "]\npools = {}\n", 1) + endpoint("vm", "network='other'\nnode='edge-1'\naddress=['10.51.0.7']"), `network: 1203203 blocks (networks × nodes × families, and addresses of endpoints); at most 1048576 are possible`},
 	{"too long", "#" + strings.Repeat(" ", MaxFile), `t.toml: longer than 1 MiB; is it the right file?`},
 }
 
