@@ -19,7 +19,7 @@ const (
 	maxFlat6 = 126
 )
 
-// derivedMAC is what a MAC starts with that holds an address: locally administered, and the IANA number of nothing.
+// derivedMAC is what a MAC starts with that holds an address: locally administered, and the letter L.
 var derivedMAC = [2]byte{0x02, 0x4c}
 
 // Derived says whether m has the form of those that hold an address.

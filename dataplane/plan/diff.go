@@ -151,7 +151,7 @@ func blockObject(b Block, names names) object {
 	if !b.Local {
 		where = "on " + names.peers[b.Peer]
 	}
-	return object{fmt.Sprintf("block %s %s", names.network(b.Network), b.Prefix), []fact{{"", where}, {"SID", address(b.SID.Addr)}}}
+	return object{fmt.Sprintf("block %s %s", names.network(b.Network), b.Prefix), []fact{{"", where}, {"SID", address(b.SID.Addr)}, {"frames only", yes(b.Frames)}}}
 }
 
 func peeringObject(p Peering, names names) object {
