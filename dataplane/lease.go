@@ -82,9 +82,27 @@ func (w *wiring) claims(r Request) ([]claim, error) {
 				return nil, err
 			}
 		}
+		if err := apart(claims, n); err != nil {
+			return nil, fmt.Errorf("attach %s: %w", whoIs(r.Container), err)
+		}
 		claims = append(claims, c)
 	}
 	return claims, nil
+}
+
+// apart refuses a network whose subnets overlap those of another one that is asked for with it: the container could not tell
+// which of them an address is in.
+func apart(claims []claim, n *topology.Network) error {
+	for _, c := range claims {
+		for _, have := range c.network.Subnets {
+			for _, s := range n.Subnets {
+				if s.Overlaps(have) {
+					return fmt.Errorf("subnet %s of network %s overlaps %s of network %s: one container cannot be in both", s, n.Name, have, c.network.Name)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // lease finds the addresses of a claim. undo makes the pool as it was before.

@@ -220,8 +220,9 @@ func TestNetworksThatAreNotAskedForGo(t *testing.T) {
 }
 
 func TestRefusedRequests(t *testing.T) {
+	const twin = "[network.twin]\ntype = \"l2\"\nid = 501\nsubnets = [\"10.70.0.0/23\"]\n"
 	b := newBed(t)
-	b.open(parse(t, web, db, lan))
+	b.open(parse(t, web, db, lan, twin))
 	p := b.bare("default/one")
 	nine := make([]Interface, 9)
 	for _, test := range []struct {
@@ -234,6 +235,7 @@ func TestRefusedRequests(t *testing.T) {
 		{"one name", "networks web and db are both asked for as interface eth0", []Interface{{Network: "web"}, {Network: "db", IfName: "eth0"}}},
 		{"two ways out", "networks web and db are both asked for the default route", []Interface{{Network: "web", Gateway: true}, {Network: "db", Gateway: true}}},
 		{"no such network", `network "dbb" is not in the topology`, []Interface{{Network: "web"}, {Network: "dbb"}}},
+		{"the same subnets", "subnet 10.70.0.0/23 of network twin overlaps 10.70.0.0/24 of network lan: one container cannot be in both", []Interface{{Network: "lan"}, {Network: "twin"}}},
 		{"a device", "devices of the host can join L2 networks only", []Interface{{Network: "web", Device: "eth9"}}},
 	} {
 		wantError(t, test.name, p.request(test.all...), test.says)
