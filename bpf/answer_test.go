@@ -21,23 +21,31 @@ func answered(dev int, kind, code uint8, mtu uint32) func(testing.TB, *node, res
 	}
 }
 
-// errorAbout is the ICMP error about a packet: RFC 792, RFC 1812, RFC 4443.
+// errorAbout is the ICMP error of the gateway about a packet.
 func errorAbout(n *node, dev int, packet []byte, kind, code uint8, mtu uint32) []byte {
+	from := gateway4(n.opts.number)
+	if packet[0]>>4 == 6 {
+		from = gateway6(n.opts.number)
+	}
+	return errorFrom(from, macOf(n.opts.number, dev), plan.GatewayMAC, packet, kind, code, mtu)
+}
+
+// errorFrom is the ICMP error of an address about a packet: RFC 792, RFC 1812, RFC 4443.
+func errorFrom(from netip.Addr, to, mac plan.MAC, packet []byte, kind, code uint8, mtu uint32) []byte {
 	rest := binary.BigEndian.AppendUint32(nil, mtu)
-	var p ip
-	if packet[0]>>4 == 4 {
+	if from.Is4() {
 		packet = packet[:binary.BigEndian.Uint16(packet[2:])] // without padding
-		p = icmp(gateway4(n.opts.number), netip.AddrFrom4([4]byte(packet[12:])), kind, code, append(rest, packet[:min(len(packet), 548)]...))
+		p := icmp(from, netip.AddrFrom4([4]byte(packet[12:])), kind, code, append(rest, packet[:min(len(packet), 548)]...))
 		p.class, p.frag = 0xc0, 0x4000
 		b := p.bytes()
 		binary.BigEndian.PutUint16(b[4:], 0) // no identification: it is not fragmented
 		binary.BigEndian.PutUint16(b[10:], 0)
 		binary.BigEndian.PutUint16(b[10:], ^sum(b[:20], 0))
-		return ethIP(macOf(n.opts.number, dev), plan.GatewayMAC, b)
+		return ethIP(to, mac, b)
 	}
 	packet = packet[:40+int(binary.BigEndian.Uint16(packet[4:]))]
-	p = icmp(gateway6(n.opts.number), netip.AddrFrom16([16]byte(packet[8:])), kind, code, append(rest, packet[:min(len(packet), 1232)]...))
-	return ethIP(macOf(n.opts.number, dev), plan.GatewayMAC, p.bytes())
+	p := icmp(from, netip.AddrFrom16([16]byte(packet[8:])), kind, code, append(rest, packet[:min(len(packet), 1232)]...))
+	return ethIP(to, mac, p.bytes())
 }
 
 // errorRows are packets that are refused with an answer, and those that never get one.

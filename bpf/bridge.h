@@ -108,13 +108,13 @@ static __always_inline enum reason read_frame(struct __sk_buff *skb, struct cont
 /* What is known of an IP packet that belongs to no flow. */
 static __always_inline void glance(struct __sk_buff *skb, struct context *ctx)
 {
-	struct ipv6hdr *ip = packet_start(skb) + ETH_HLEN;
+	const __u8 *ip = packet_start(skb) + ETH_HLEN;
 
 	ctx->v4 = ctx->type == bpf_htons(ETH_P_IP);
 	ctx->tos = 0;
 	ctx->l3_len = gso_len(skb);
-	if (is_ip(ctx->type) && (void *)(ip + 1) <= packet_end(skb))
-		ctx->tos = ctx->v4 ? ((struct iphdr *)ip)->tos : traffic_class(ip);
+	if (is_ip(ctx->type) && (void *)(ip + 2) <= packet_end(skb))
+		ctx->tos = ctx->v4 ? ip[1] : traffic_class((const struct ipv6hdr *)ip);
 }
 
 static __always_inline int frame_v4(struct __sk_buff *skb, struct context *ctx, const struct port *port,

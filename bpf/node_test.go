@@ -44,7 +44,10 @@ const (
 	podX        // network 200, the addresses of podA
 	uplink
 	stranger // in no table
-	podD     // network 400, on the nodes of a pair
+	podD     // network 400, on the nodes of a pair; 100 where they have L2 networks
+	podE     // L2 networks: network 700
+	machine  // L2 networks: a device of the host that a virtual machine is behind, network 500
+	cutter   // L2 networks: the near end of the segmenter
 	devices
 )
 
@@ -64,6 +67,8 @@ type options struct {
 	number      int
 	locatorBits int // 48
 	srh, vrf    bool
+	l2          bool // the networks of segment_test.go
+	cut         bool // l2-gso = "segment"
 	changeProto bool // decapsulate without the flags of 6.3
 	bits4       plan.Lengths
 	bits6       plan.Lengths
@@ -187,6 +192,9 @@ func newNode(t testing.TB, b *bed, o options) *node {
 	n := &node{t: t, opts: o, bed: b}
 	n.load()
 	n.plan = n.build()
+	if o.l2 {
+		n.plan = n.buildSegments()
+	}
 	must(t, n.maps.InitFlows())
 	n.sync(n.plan)
 	must(t, n.maps.Beat())
@@ -293,7 +301,11 @@ func (n *node) nexthops(h nexthop) {
 // sync makes the tables hold a plan.
 func (n *node) sync(p *plan.Plan) maps.Synced {
 	n.t.Helper()
-	done, err := n.maps.Sync(p, n.opts.vrf, n.devices(), n.ways(nexthop{known: true}))
+	devices := n.devices()
+	if n.opts.l2 {
+		devices = n.segmentDevices()
+	}
+	done, err := n.maps.Sync(p, n.opts.vrf, devices, n.ways(nexthop{known: true}))
 	must(n.t, err)
 	return done
 }
@@ -326,6 +338,7 @@ type result struct {
 	verdict uint32
 	out     []byte
 	counted []bpf.LaceReason // in the order of the enum, once for each packet
+	mark    uint32
 	ctx     bpf.LaceContext
 }
 
@@ -335,7 +348,12 @@ type input struct {
 	dev     int
 	frame   []byte
 	gso     uint32
+	tag     vlan
+	mark    uint32
 }
+
+// skMark is where struct __sk_buff has the mark.
+const skMark = 8
 
 // skContext is struct __sk_buff as BPF_PROG_TEST_RUN takes it.
 func skContext(ifindex int, gso uint32) []byte {
@@ -358,15 +376,21 @@ func (n *node) try(in input) (result, error) {
 	before := n.counters()
 	n.clearContexts()
 	r := result{out: make([]byte, len(in.frame)+512)}
-	opts := &ebpf.RunOptions{Data: in.frame, DataOut: r.out, Context: skContext(n.bed.index[in.dev], in.gso)}
+	left := make([]byte, len(skContext(0, 0)))
+	opts := &ebpf.RunOptions{Data: in.frame, DataOut: r.out, Context: skContext(n.bed.index[in.dev], in.gso), ContextOut: left}
+	binary.NativeEndian.PutUint32(opts.Context.([]byte)[skMark:], in.mark)
+	program := n.coll.Programs[in.program]
+	if in.tag != (vlan{}) {
+		program = n.tagger(in.program, in.tag)
+	}
 	err := n.bed.in(func() (err error) {
-		r.verdict, err = n.coll.Programs[in.program].Run(opts)
+		r.verdict, err = program.Run(opts)
 		return err
 	})
 	if err != nil {
 		return r, err
 	}
-	r.out = opts.DataOut
+	r.out, r.mark = opts.DataOut, binary.NativeEndian.Uint32(left[skMark:])
 	for i, after := range n.counters() {
 		for range after - before[i] {
 			r.counted = append(r.counted, bpf.LaceReason(i))

@@ -23,6 +23,7 @@ type row struct {
 	dev     int     // podA
 	frame   []byte
 	gso     uint32
+	tag     vlan
 	verdict uint32
 	reason  bpf.LaceReason                                   // NONE: nothing is counted
 	also    []bpf.LaceReason                                 // counted beside it
@@ -34,7 +35,7 @@ type row struct {
 const nobody = -1
 
 // form is what rows choose of a node.
-type form struct{ srh, vrf, changeProto bool }
+type form struct{ srh, vrf, changeProto, l2, cut bool }
 
 func runRows(t *testing.T, rows []row) { runRowsAfter(t, bpf.LaceContext{}, rows) }
 
@@ -44,7 +45,7 @@ func runRowsAfter(t *testing.T, left bpf.LaceContext, rows []row) {
 	shared := map[form]*node{} // of rows that leave a node as it was
 	for _, r := range rows {
 		r.opts.number = 1
-		key := form{r.opts.srh, r.opts.vrf, r.opts.changeProto}
+		key := form{r.opts.srh, r.opts.vrf, r.opts.changeProto, r.opts.l2, r.opts.cut}
 		if r.prepare == nil && shared[key] == nil {
 			shared[key] = newNode(t, b, r.opts)
 			shared[key].preset = left
@@ -75,7 +76,7 @@ func (r row) run(t testing.TB, n *node) {
 		}
 	}
 	before := n.tally()
-	got := n.run(input{program: r.program, dev: r.dev, frame: r.frame, gso: r.gso})
+	got := n.run(input{program: r.program, dev: r.dev, frame: r.frame, gso: r.gso, tag: r.tag})
 	want := r.also
 	if r.reason != bpf.LaceReasonREASON_NONE {
 		want = append([]bpf.LaceReason{r.reason}, want...)
@@ -98,6 +99,8 @@ func (r row) counts(reasons []bpf.LaceReason) tally {
 		network = 0
 	case r.network != 0:
 		network = uint32(r.network)
+	case r.opts.l2:
+		network = uint32(segmentOf(r.dev))
 	case r.program == "pod_l3":
 		network = uint32(networkOf(r.dev))
 	}

@@ -327,10 +327,7 @@ func reflector(t testing.TB, mac plan.MAC, at, size int32) *ebpf.Program {
 	}
 	insns = append(insns, store(0, -48, 12)...)
 	insns = append(insns, asm.LoadMem(asm.R1, asm.R6, 40, asm.Word), asm.Mov.Imm(asm.R2, 0), asm.FnRedirect.Call(), asm.Return())
-	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "reflector", Type: ebpf.SchedCLS, License: "GPL", Instructions: insns})
-	must(t, err)
-	t.Cleanup(func() { p.Close() })
-	return p
+	return newProgram(t, "reflector", insns)
 }
 
 // TestReenter: what came out of the overlay goes into it again, in all forms. The kernel marks it as encapsulated still.
