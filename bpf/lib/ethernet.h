@@ -149,30 +149,44 @@ static __always_inline enum reason encapsulate_frame(struct __sk_buff *skb, cons
 #define SHED_LEAST 40
 
 /*
+ * Have the kernel take the packet for IPv4, of which it leaves less than of IPv6. It looks at the frame again where that is not true. cut is what
+ * then still has to go.
+ */
+static __always_inline bool shed_as_v4(struct __sk_buff *skb, __s32 *cut, __u64 *flags)
+{
+	if (decap_by_flags) {
+		*flags |= BPF_F_ADJ_ROOM_DECAP_L3_IPV4;
+		return true;
+	}
+	*cut -= OUTER_LEN - SHED_LEAST_V4; /* what change_proto takes, before 6.3 */
+	return !bpf_skb_change_proto(skb, bpf_htons(ETH_P_IP), 0);
+}
+
+/*
  * Take all off that is in front of the payload of a frame, and put the frame's own header there. The kernel leaves at least a bare IP
- * header: what is shorter is lengthened for the moment.
+ * header. What is shorter is lengthened for the moment; that it refuses to do with what is still marked as encapsulated, which is an IP packet, tagged perhaps.
  */
 static __always_inline enum reason decapsulate_frame(struct __sk_buff *skb, const struct context *ctx)
 {
 	__s32 cut = OUTER_LEN + ETH_HLEN + (ctx->srh ? SRH_LEN : 0) + (ctx->shim ? GRE_LEN : 0);
 	struct ethhdr eth = { .h_proto = ctx->type };
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
-	__s32 payload, least = SHED_LEAST;
-	bool small;
+	bool small, tiny;
+	__s32 payload;
 
 	/* One number instead of one for each sum, for the verifier's sake. */
 	asm volatile("" : "+r"(cut));
 	payload = skb->len - (ctx->raw ? 0 : ETH_HLEN) - cut;
-	if (decap_by_flags && ctx->type == bpf_htons(ETH_P_IP)) {
-		flags |= BPF_F_ADJ_ROOM_DECAP_L3_IPV4;
-		least = SHED_LEAST_V4;
-	}
-	small = payload < least && !skb->gso_size;
-	if (small && bpf_skb_change_tail(skb, skb->len + SHED_LEAST, 0))
+	small = payload < SHED_LEAST && !skb->gso_size;
+	tiny = small && payload < SHED_LEAST_V4;
+	if (tiny && bpf_skb_change_tail(skb, skb->len + SHED_LEAST, 0))
+		return REASON_DECAP_FAILED;
+	if (((small && !tiny) || (decap_by_flags && ctx->type == bpf_htons(ETH_P_IP))) &&
+	    !shed_as_v4(skb, &cut, &flags))
 		return REASON_DECAP_FAILED;
 	if (bpf_skb_adjust_room(skb, -cut, BPF_ADJ_ROOM_MAC, flags))
 		return REASON_DECAP_FAILED;
-	if (small && bpf_skb_change_tail(skb, skb->len - SHED_LEAST, 0))
+	if (tiny && bpf_skb_change_tail(skb, skb->len - SHED_LEAST, 0))
 		return REASON_DECAP_FAILED;
 	if (ctx->raw && bpf_skb_change_head(skb, ETH_HLEN, 0))
 		return REASON_DECAP_FAILED;

@@ -61,6 +61,7 @@ type node struct {
 type bedOptions struct {
 	nodes    int
 	srh      bool
+	underlay string // keys of [underlay] to add
 	networks string // instead of twoNetworks
 	more     string // tables to add
 	perNode  string // keys for every node
@@ -94,6 +95,7 @@ func (o bedOptions) topology() string {
 	if o.srh {
 		text.WriteString("encapsulation = \"srh\"\n")
 	}
+	text.WriteString(o.underlay + "\n")
 	for i := range o.nodes {
 		fmt.Fprintf(&text, "[node.n%d]\nunderlay = \"fd00:a::%[1]d\"\nlocator = \"5f00:1ace:%[1]d::/48\"\n", i+1)
 		text.WriteString(o.perNode + "\n")

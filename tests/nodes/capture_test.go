@@ -34,6 +34,7 @@ func (n *namespace) packetSocket(t testing.TB, link string, proto uint16) int {
 		}
 		return errors.Join(
 			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20),
+			unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1),
 			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50000}),
 			unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(proto), Ifindex: index}))
 	}))
@@ -56,14 +57,14 @@ func (n *namespace) capture(t testing.TB, link string) *capture {
 }
 
 func (c *capture) read(fd int, stop <-chan struct{}) {
-	b := make([]byte, 1<<17)
+	b, control := make([]byte, 1<<17), make([]byte, 256)
 	for {
 		select {
 		case <-stop:
 			return
 		default:
 		}
-		size, _, err := unix.Recvfrom(fd, b, 0)
+		size, aside, _, _, err := unix.Recvmsg(fd, b, control, 0)
 		if err != nil {
 			if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
 				time.Sleep(10 * time.Millisecond) // the interface is down or gone
@@ -71,9 +72,33 @@ func (c *capture) read(fd int, stop <-chan struct{}) {
 			continue
 		}
 		c.mu.Lock()
-		c.frames = append(c.frames, bytes.Clone(b[:size]))
+		c.frames = append(c.frames, withTag(b[:size], control[:aside]))
 		c.mu.Unlock()
 	}
+}
+
+// withTag is a frame with the VLAN tag that the kernel keeps beside it: struct tpacket_auxdata.
+func withTag(frame, control []byte) []byte {
+	const statusTag, statusType = 1 << 4, 1 << 6
+	for _, m := range messages(control) {
+		if m.Header.Level != unix.SOL_PACKET || m.Header.Type != unix.PACKET_AUXDATA || len(m.Data) < 20 || len(frame) < 12 {
+			continue
+		}
+		status, kind := binary.NativeEndian.Uint32(m.Data), uint16(typeVLAN)
+		if status&statusTag == 0 {
+			break
+		}
+		if status&statusType != 0 {
+			kind = binary.NativeEndian.Uint16(m.Data[18:])
+		}
+		return join(frame[:12], be16(int(kind)), be16(int(binary.NativeEndian.Uint16(m.Data[16:]))), frame[12:])
+	}
+	return bytes.Clone(frame)
+}
+
+func messages(control []byte) []unix.SocketControlMessage {
+	all, _ := unix.ParseSocketControlMessage(control) // what the kernel wrote
+	return all
 }
 
 // all returns the frames so far.

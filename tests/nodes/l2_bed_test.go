@@ -6,10 +6,13 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
+	"syscall"
 	"testing"
 
 	"github.com/safchain/ethtool"
+	"golang.org/x/sys/unix"
 )
 
 // segments are two L2 networks with the same subnets. Node N has the pools 10.60.0.(16N)/28 and fd60::N:0/112.
@@ -218,4 +221,20 @@ func segOverhead(srhForm bool) int {
 		return 64 + 18
 	}
 	return 40 + 18
+}
+
+// dialBroadcast opens a socket that may send to all of a network; it closes with the test.
+func (n *namespace) dialBroadcast(t testing.TB, to netip.AddrPort) *net.UDPConn {
+	t.Helper()
+	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1) })
+		return err
+	}}
+	var c net.Conn
+	must(t, n.do(func() (err error) {
+		c, err = d.Dial("udp4", to.String())
+		return err
+	}))
+	t.Cleanup(func() { c.Close() })
+	return c.(*net.UDPConn)
 }
