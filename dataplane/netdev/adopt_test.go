@@ -3,13 +3,16 @@
 package netdev
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/topology"
@@ -27,12 +30,33 @@ func devicePort() plan.Port {
 // devices are the ways in which somebody else may have made tap0, up as he left it.
 var devices = map[string]func(*testing.T, *conn){
 	"tap": func(t *testing.T, c *conn) {
-		must(t, inNetns(c.ns, func() error {
-			return netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: attrs("tap0"), Mode: netlink.TUNTAP_MODE_TAP})
-		}))
+		tun(t, c, "tap0", unix.IFF_TAP)
 		must(t, c.LinkSetUp(mustLink(t, c, "tap0")))
 	},
 	"veth": func(t *testing.T, c *conn) { veth(t, c, "tap0", dialTest(t, newNetns(t)), "vm0") },
+}
+
+// tun makes a tun or a tap that stays, as libvirt does, by a device node of its own: a virtual machine without udev has none.
+func tun(t *testing.T, c *conn, name string, kind uint16) {
+	t.Helper()
+	node := filepath.Join(t.TempDir(), "tun")
+	must(t, unix.Mknod(node, unix.S_IFCHR|0o600, int(unix.Mkdev(10, 200))))
+	must(t, inNetns(c.ns, func() error {
+		fd, err := unix.Open(node, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open %s (has the kernel CONFIG_TUN?): %w", node, err)
+		}
+		defer unix.Close(fd)
+		r, err := unix.NewIfreq(name)
+		if err != nil {
+			return err
+		}
+		r.SetUint16(kind | unix.IFF_NO_PI)
+		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, r); err != nil {
+			return fmt.Errorf("make %s: %w", name, err)
+		}
+		return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1)
+	}))
 }
 
 // state is what of a device must be after its release as it was before.
@@ -66,7 +90,7 @@ func TestDeviceJoinsAndLeaves(t *testing.T) {
 				}
 				want := before
 				want.IPv6, want.Master = 1, mustLink(t, c, "laceb200").Attrs().Index
-				want.Alias = "lace port=1 c=device/tap0 net=200/storage if= dev=tap0 v4=10.50.0.200 mac=525400000001 nogw ip6 name=vm"
+				want.Alias = "lace port=1 c=device/tap0 net=200/storage if=tap0 dev=tap0 v4=10.50.0.200 mac=525400000001 nogw ip6 name=vm"
 				if diff := cmp.Diff(want, stateOf(t, c, "tap0")); diff != "" {
 					t.Errorf("tap0: %s", diff)
 				}
@@ -239,9 +263,7 @@ func TestUnsuitableDevicesAreRefused(t *testing.T) {
 		}, []string{"no such interface", "host's network namespace"}},
 		"loopback": {func(t *testing.T, _ *conn, p *plan.Port) { rename(p, "lo") }, []string{"no Ethernet device"}},
 		"raw": {func(t *testing.T, c *conn, p *plan.Port) {
-			must(t, inNetns(c.ns, func() error {
-				return netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: attrs("tun1"), Mode: netlink.TUNTAP_MODE_TUN})
-			}))
+			tun(t, c, "tun1", unix.IFF_TUN)
 			rename(p, "tun1")
 		}, []string{"no Ethernet device"}},
 		"bridge": {func(t *testing.T, c *conn, p *plan.Port) {

@@ -30,7 +30,7 @@ type label struct {
 // learns it again. One line of words in a fixed order, absent ones left out:
 //
 //	lace port=1 c=default/4f1c net=100/backend if=eth0 v4=10.40.1.2 v6=fd40:0:1::2 mac=064c0a280102 sticky name=web
-//	lace port=1 c=device/tap0 net=200/storage if= dev=tap0 v4=10.50.0.200 mac=525400000001 nogw ip6 name=vm
+//	lace port=1 c=device/tap0 net=200/storage if=tap0 dev=tap0 v4=10.50.0.200 mac=525400000001 nogw ip6 name=vm
 //
 // nogw says that the container's default route leads elsewhere: the agents that had no word for it gave one to every port.
 // Bytes outside printable ASCII, spaces and % stand as %XX. The name comes last and loses its end

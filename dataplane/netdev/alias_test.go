@@ -20,7 +20,7 @@ var sampleAttachment = plan.Attachment{
 }
 
 var sampleDevice = plan.Attachment{
-	Container: "device/tap0", Name: "vm", Network: "storage", NetworkID: 200, Device: "tap0",
+	Container: "device/tap0", Name: "vm", Network: "storage", NetworkID: 200, IfName: "tap0", Device: "tap0",
 	V4: netip.MustParseAddr("10.50.0.200"), MAC: plan.MAC{0x52, 0x54, 0, 0, 0, 1},
 }
 
@@ -33,8 +33,8 @@ func TestAliasIsStable(t *testing.T) {
 	for want, from := range map[string]label{
 		sampleAlias: {Attachment: sampleAttachment},
 		"lace port=1 c=default/4f1c net=100/backend if=eth1 v4=10.40.1.2 v6=fd40:0:1::2 mac=064c0a280102 sticky nogw": {Attachment: second},
-		"lace port=1 c=device/tap0 net=200/storage if= dev=tap0 v4=10.50.0.200 mac=525400000001 nogw name=vm":         {Attachment: device},
-		"lace port=1 c=device/tap0 net=200/storage if= dev=tap0 v4=10.50.0.200 mac=525400000001 nogw ip6 name=vm":     {Attachment: device, hadIPv6: true},
+		"lace port=1 c=device/tap0 net=200/storage if=tap0 dev=tap0 v4=10.50.0.200 mac=525400000001 nogw name=vm":     {Attachment: device},
+		"lace port=1 c=device/tap0 net=200/storage if=tap0 dev=tap0 v4=10.50.0.200 mac=525400000001 nogw ip6 name=vm": {Attachment: device, hadIPv6: true},
 	} {
 		got, err := encodeAlias(from)
 		if err != nil || got != want {
@@ -124,7 +124,7 @@ func TestDecodeAliasRefuses(t *testing.T) {
 func FuzzAlias(f *testing.F) {
 	f.Add(sampleAlias)
 	f.Add("lace port=1 c= net=0/ if= mac=000000000000")
-	f.Add("lace port=1 c=device/tap0 net=200/storage if= dev=tap0 v4=10.50.0.200 mac=525400000001 nogw ip6 name=vm")
+	f.Add("lace port=1 c=device/tap0 net=200/storage if=tap0 dev=tap0 v4=10.50.0.200 mac=525400000001 nogw ip6 name=vm")
 	f.Add("lace port=1 c=%20 net=1/a if=e v6=::ffff:1.2.3.4 mac=000000000000 name=%C3%A9")
 	f.Fuzz(func(t *testing.T, s string) {
 		a, err := decodeAlias(s)

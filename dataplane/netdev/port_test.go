@@ -357,6 +357,7 @@ func TestBadPortSpecs(t *testing.T) {
 		"slash":           {func(s *PortSpec) { s.IfName = "../x" }, "cannot be used"},
 		"no address":      {func(s *PortSpec) { s.V4, s.V6 = netip.Addr{}, netip.Addr{} }, "no address"},
 		"no gateway":      {func(s *PortSpec) { s.Gateway6 = netip.Addr{} }, "do not belong together"},
+		"gateway alone":   {func(s *PortSpec) { s.Gateway6, s.Routes = netip.Addr{}, s.Routes[:1] }, "do not belong together"},
 		"no prefix":       {func(s *PortSpec) { s.Prefixes = s.Prefixes[:1] }, "do not belong together"},
 		"other prefix":    {func(s *PortSpec) { s.Prefixes = prefixes("10.40.1.3/32", "fd40:0:1::2/128") }, "do not belong together"},
 		"two prefixes":    {func(s *PortSpec) { s.Prefixes = append(s.Prefixes, s.Prefixes[0]) }, "do not belong together"},

@@ -166,6 +166,14 @@ func wantSegmenter(t *testing.T, h *Handle, c *conn) {
 		if addresses := interfaceAddresses(t, c, name, netlink.FAMILY_ALL); len(addresses) > 0 {
 			t.Errorf("%s has addresses %v", name, addresses)
 		}
+		d, err := c.detail(index)
+		must(t, err)
+		if v, ok := d.inet6Setting(confDisableIPv6); !ok || v != 1 {
+			t.Errorf("disable_ipv6 of %s is %d", name, v)
+		}
+		if mode, _ := d.inet6.number(inet6AddrGenMode); mode != addrGenNone {
+			t.Errorf("addrgenmode of %s is %d", name, mode)
+		}
 	}
 }
 
