@@ -116,14 +116,31 @@ func tagged(frame []byte, tag vlan) []byte {
 	return append(binary.BigEndian.AppendUint16(out, tag.tci), frame[12:]...)
 }
 
-// frames are those that are carried as they are, from storage's first container to a MAC address.
-func frames(dst plan.MAC, d4, d6 netip.Addr) map[string][]byte {
+// party is one end of what is bridged.
+type party struct {
+	mac    plan.MAC
+	v4, v6 netip.Addr
+}
+
+// partyAt is storage's port of a node.
+func partyAt(number, dev int) party {
+	v4, v6 := place(number, dev)
+	return party{stationMAC(number, dev), v4, v6}
+}
+
+// frame is one with an IP packet.
+func (p party) frame(to party, packet ip) []byte { return ethIP(to.mac, p.mac, packet.bytes()) }
+
+// frames are those that are carried as they are.
+func frames(from, to party) map[string][]byte {
+	s4, s6, d4, d6 := from.v4, from.v6, to.v4, to.v6
+	bridged := func(p ip) []byte { return from.frame(to, p) }
 	of := func(kind uint16, size int) []byte {
 		b := make([]byte, size)
 		for i := range b {
 			b[i] = byte(i*11 + 3)
 		}
-		return eth(dst, sMAC, kind, b)
+		return eth(to.mac, from.mac, kind, b)
 	}
 	first := udp(s4, d4, 1000, 2000, 64)
 	first.frag = 0x2000
@@ -132,26 +149,26 @@ func frames(dst plan.MAC, d4, d6 netip.Addr) map[string][]byte {
 	optioned := udp(s4, d4, 1000, 2000, 3)
 	optioned.options = make([]byte, 40)
 	return map[string][]byte{
-		"IPv4":                         bridged(dst, udp(s4, d4, 1000, 2000, 33)),
-		"IPv4 bare":                    bridged(dst, ip{src: s4, dst: d4, proto: 253}),
-		"IPv4 TCP":                     bridged(dst, tcp(s4, d4, 101)),
-		"IPv4 echo":                    bridged(dst, icmp(s4, d4, 8, 0, []byte{1, 2, 3, 4})),
-		"IPv4 options":                 bridged(dst, optioned),
-		"IPv4 first fragment":          bridged(dst, first),
-		"IPv4 last hop":                bridged(dst, hops(udp(s4, d4, 1000, 2000, 5), 1)),
-		"IPv4 full":                    bridged(dst, udp(s4, d4, 1000, 2000, frameMTU-24-28)),
-		"IPv4 padded":                  append(bridged(dst, udp(s4, d4, 1000, 2000, 3)), 0, 0, 0, 0, 0, 0, 0),
-		"IPv4 to an address elsewhere": bridged(dst, udp(s4, netip.MustParseAddr("192.0.2.1"), 1000, 2000, 3)),
-		"IPv4 to a group by one":       bridged(dst, udp(s4, netip.MustParseAddr("239.1.2.3"), 1000, 2000, 3)),
-		"IPv6":                         bridged(dst, udp(s6, d6, 1000, 2000, 33)),
-		"IPv6 bare":                    bridged(dst, ip{src: s6, dst: d6, proto: extNone}),
-		"IPv6 TCP":                     bridged(dst, tcp(s6, d6, 101)),
-		"IPv6 echo":                    bridged(dst, icmp(s6, d6, 128, 0, []byte{1, 2, 3, 4})),
-		"IPv6 behind an extension":     bridged(dst, hop),
-		"IPv6 last hop":                bridged(dst, hops(udp(s6, d6, 1000, 2000, 5), 1)),
-		"IPv6 full":                    bridged(dst, udp(s6, d6, 1000, 2000, frameMTU-24-48)),
-		"IPv6 padded":                  append(bridged(dst, udp(s6, d6, 1000, 2000, 3)), 1, 2, 3),
-		"IPv6 link-local":              bridged(dst, udp(ownLL, eui64(dst), 1000, 2000, 3)),
+		"IPv4":                         bridged(udp(s4, d4, 1000, 2000, 33)),
+		"IPv4 bare":                    bridged(ip{src: s4, dst: d4, proto: 253}),
+		"IPv4 TCP":                     bridged(tcp(s4, d4, 101)),
+		"IPv4 echo":                    bridged(icmp(s4, d4, 8, 0, []byte{1, 2, 3, 4})),
+		"IPv4 options":                 bridged(optioned),
+		"IPv4 first fragment":          bridged(first),
+		"IPv4 last hop":                bridged(hops(udp(s4, d4, 1000, 2000, 5), 1)),
+		"IPv4 full":                    bridged(udp(s4, d4, 1000, 2000, frameMTU-24-28)),
+		"IPv4 padded":                  append(bridged(udp(s4, d4, 1000, 2000, 3)), 0, 0, 0, 0, 0, 0, 0),
+		"IPv4 to an address elsewhere": bridged(udp(s4, netip.MustParseAddr("192.0.2.1"), 1000, 2000, 3)),
+		"IPv4 to a group by one":       bridged(udp(s4, netip.MustParseAddr("239.1.2.3"), 1000, 2000, 3)),
+		"IPv6":                         bridged(udp(s6, d6, 1000, 2000, 33)),
+		"IPv6 bare":                    bridged(ip{src: s6, dst: d6, proto: extNone}),
+		"IPv6 TCP":                     bridged(tcp(s6, d6, 101)),
+		"IPv6 echo":                    bridged(icmp(s6, d6, 128, 0, []byte{1, 2, 3, 4})),
+		"IPv6 behind an extension":     bridged(hop),
+		"IPv6 last hop":                bridged(hops(udp(s6, d6, 1000, 2000, 5), 1)),
+		"IPv6 full":                    bridged(udp(s6, d6, 1000, 2000, frameMTU-24-48)),
+		"IPv6 padded":                  append(bridged(udp(s6, d6, 1000, 2000, 3)), 1, 2, 3),
+		"IPv6 link-local":              bridged(udp(eui64(from.mac), eui64(to.mac), 1000, 2000, 3)),
 		"experimental":                 of(0x88b5, 46),
 		"experimental, short":          of(0x88b5, 1),
 		"experimental, nothing":        of(0x88b5, 0),
@@ -163,7 +180,7 @@ func frames(dst plan.MAC, d4, d6 netip.Addr) map[string][]byte {
 		"jumbo LLC":                    of(0x8870, 60),
 		"type of all ones":             of(0xffff, 46),
 		"RARP":                         of(0x8035, 28),
-		"tag in the frame":             tagged(bridged(dst, udp(s4, d4, 1000, 2000, 33)), vlan{typeVLAN, 5}),
+		"tag in the frame":             tagged(bridged(udp(s4, d4, 1000, 2000, 33)), vlan{typeVLAN, 5}),
 	}
 }
 
@@ -172,19 +189,15 @@ var tags = map[string]vlan{"": {}, "VLAN ": {typeVLAN, 5}, "VLAN with priority "
 
 func segmentLocalRows() []row {
 	var rows []row
-	for to, c := range map[string]struct {
-		dev    int
-		mac    plan.MAC
-		v4, v6 netip.Addr
-	}{"a neighbour": {podB, nearMAC, near4, near6}, "a machine": {machine, vmMAC, vm4, vm6}, "itself": {podA, sMAC, s4, s6}} {
-		for name, frame := range frames(c.mac, c.v4, c.v6) {
+	for to, dev := range map[string]int{"a neighbour": podB, "a machine": machine, "itself": podA} {
+		for name, frame := range frames(partyAt(1, podA), partyAt(1, dev)) {
 			for tag, of := range tags {
 				if to != "a neighbour" && tag != "" {
 					continue
 				}
 				rows = append(rows, row{name: tag + name + " to " + to, frame: frame, tag: of, verdict: redirect, reason: bpf.LaceReasonREASON_LOCAL,
 					check: func(t testing.TB, n *node, r result, in []byte) {
-						arrived(c.dev, frame)(t, n, r, in)
+						arrived(dev, frame)(t, n, r, in)
 						wantFlowsOf(t, n, r, in, of)
 					}})
 			}
@@ -225,7 +238,7 @@ func wantFlowsOf(t testing.TB, n *node, r result, in []byte, tag vlan) {
 func segmentRemoteRows() []row {
 	var rows []row
 	for form, srh := range map[string]bool{"": false, "SRH ": true} {
-		for name, frame := range frames(otherMAC, other4, other6) {
+		for name, frame := range frames(partyAt(1, podA), partyAt(2, podA)) {
 			for tag, of := range tags {
 				rows = append(rows, row{name: form + tag + name + " to another node", opts: options{srh: srh}, frame: frame, tag: of, verdict: redirect, reason: bpf.LaceReasonREASON_ENCAPSULATED,
 					check: func(t testing.TB, n *node, r result, in []byte) {
