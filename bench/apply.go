@@ -21,12 +21,12 @@ const (
 
 // measureApply times a topology that is large, the same once more, and the way back to the small one.
 func (l *lab) measureApply(ctx context.Context, rec *record) error {
-	b := newBed(kind{name: "apply", build: func(_ context.Context, b *bed) error { return b.startNodes("reduced") }}, l.opt.wire)
+	b := newBed(kind{name: "apply", build: func(_ context.Context, b *bed) error { return b.startNodes(routedFabric, routedFabric) }}, l.opt.wire)
 	l.apart = append(l.apart, b)
 	if err := b.construct(ctx); err != nil {
 		return fmt.Errorf("build bed apply: %w", err)
 	}
-	small, large := filepath.Join(b.dir, "topology.toml"), filepath.Join(b.dir, "large.toml")
+	small, large := b.topologyOf(nodeNames[0]), filepath.Join(b.dir, "large.toml")
 	if err := os.WriteFile(large, []byte(largeTopology()), 0o600); err != nil {
 		return fmt.Errorf("write the large topology: %w", err)
 	}
@@ -55,9 +55,8 @@ func (l *lab) measureApply(ctx context.Context, rec *record) error {
 // largeTopology is that of the bed with more nodes and networks.
 func largeTopology() string {
 	w := new(strings.Builder)
-	w.WriteString(topologyText("reduced"))
 	for i := len(nodeNames) + 1; i <= largeNodes; i++ {
-		fmt.Fprintf(w, "[node.far-%d]\nunderlay = \"fd10::%x\"\nlocator = \"5f00:1ace:%x::/48\"\n", i, 0x100+i, i)
+		w.WriteString(farNode(i, fmt.Sprintf("fd10::%x", 0x100+i)))
 	}
 	for i := range largeNetworks - 1 {
 		fmt.Fprintf(w, "[network.large-%d]\ntype = \"l3\"\nid = %d\nsubnets = [\"10.%d.0.0/16\", \"fd61:%x::/48\"]\n", i, 1000+i, 100+i, i)
@@ -65,14 +64,14 @@ func largeTopology() string {
 	for i := range largeNetworks {
 		fmt.Fprintf(w, "[[peering]]\nfrom = \"%s\"\nto = \"%s\"\n", largeName(i), largeName(i+1))
 	}
-	return w.String()
+	return routedFabric.and(w.String()).topology()
 }
 
 func largeName(i int) string {
 	if i %= largeNetworks; i > 0 {
 		return fmt.Sprintf("large-%d", i-1)
 	}
-	return nodeNetwork
+	return routedFabric.network
 }
 
 // apply reads the file and makes it the topology that holds. Reading counts: an operator waits for it too.

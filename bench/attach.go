@@ -43,7 +43,7 @@ func (l *lab) measureAttach(ctx context.Context, rec *record) error {
 }
 
 func (l *lab) newCrowd(ctx context.Context) (*crowd, error) {
-	b := newBed(kind{name: "attach", build: func(_ context.Context, b *bed) error { return b.startNodes("reduced") }}, l.opt.wire)
+	b := newBed(kind{name: "attach", build: func(_ context.Context, b *bed) error { return b.startNodes(routedFabric, routedFabric) }}, l.opt.wire)
 	l.apart = append(l.apart, b)
 	if err := b.construct(ctx); err != nil {
 		return nil, err
@@ -59,7 +59,7 @@ func (l *lab) newCrowd(ctx context.Context) (*crowd, error) {
 func (c *crowd) settingsText() string {
 	at := func(name string) string { return filepath.Join(c.dir, name) }
 	return fmt.Sprintf("node = %q\ntopology = %q\ncontainerd = %q\nnri-socket = %q\nhook-socket = %q\nbpffs = %q\n",
-		nodeNames[0], at("topology.toml"), at("containerd.sock"), at("nri.sock"), at("lace.sock"), nodeBPFFS)
+		nodeNames[0], c.topologyOf(nodeNames[0]), at("containerd.sock"), at("nri.sock"), at("lace.sock"), nodeBPFFS)
 }
 
 // grow attaches containers until there are n. There is always a namespace for a further one.
@@ -96,7 +96,7 @@ func (c *crowd) time(ctx context.Context, times int) ([]float64, error) {
 
 func (c *crowd) attach(i int) (time.Duration, error) {
 	at := c.container(i)
-	r, err := c.agents[0].do(order{Do: "attach", Container: "bench/" + string(at), Netns: at.path()})
+	r, err := c.agents[0].do(order{Do: "attach", Container: "bench/" + string(at), Network: routedFabric.network, Netns: at.path()})
 	return r.Took, err
 }
 

@@ -13,12 +13,15 @@ import (
 // in kinds.
 type kind struct {
 	name     string
-	overhead int // bytes of the wire's MTU that its headers take from the pods'
+	overhead int      // bytes of the wire's MTU that its headers take from the pods'
+	kin      string   // the bed that it differs least from, and is compared with too; empty: none
+	metrics  []string // what traffic is measured on it; nil: all
+	programs bool     // its entry programs are timed
 	build    func(context.Context, *bed) error
 }
 
 // kinds is in the order of the report.
-var kinds = []kind{bare, routed, vxlan, seg6, laceL3, laceL3SRH}
+var kinds = []kind{bare, routed, vxlan, seg6, laceL3, laceL3SRH, laceL2, laceL2Segment}
 
 // bed is podA – nodeA – wire – nodeB – podB, all of them network namespaces. The traffic goes
 // from client to server.
@@ -36,12 +39,24 @@ type bed struct {
 	onStop []func() error     // last made, first undone
 }
 
-func bedNames() []string {
+func bedNames() []string { return namesOf(func(kind) bool { return true }) }
+
+// programBeds are those whose entry programs are timed.
+func programBeds() []string { return namesOf(func(k kind) bool { return k.programs }) }
+
+func namesOf(which func(kind) bool) []string {
 	var names []string
 	for _, k := range kinds {
-		names = append(names, k.name)
+		if which(k) {
+			names = append(names, k.name)
+		}
 	}
 	return names
+}
+
+// carries says whether the traffic of a metric is measured on such a bed.
+func (k kind) carries(metric string) bool {
+	return k.metrics == nil || slices.Contains(k.metrics, metric)
 }
 
 func kindNamed(name string) kind { return kinds[slices.Index(bedNames(), name)] }

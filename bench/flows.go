@@ -19,14 +19,14 @@ import (
 // measureFlows runs the entry program on packets of flows drawn among few and among many, and times the collector
 // among the many.
 func (l *lab) measureFlows(ctx context.Context, rec *record) error {
-	b := newBed(kind{name: "flows", build: func(_ context.Context, b *bed) error { return buildLace(b, "reduced") }}, l.opt.wire)
+	b := newBed(kind{name: "flows", build: laceBed(routedFabric)}, l.opt.wire)
 	b.flows = l.opt.entries[1] + l.opt.entries[1]/5 // so many that the most entries are no pressure
 	l.apart = append(l.apart, b)
 	if err := b.construct(ctx); err != nil {
 		return fmt.Errorf("build bed flows: %w", err)
 	}
 	for i, n := range b.agents {
-		if _, err := n.do(order{Do: "fill", Container: "bench/" + string(b.pod[i]), Entries: l.opt.entries[i]}); err != nil {
+		if _, err := n.do(order{Do: "fill", Container: b.container(i), Entries: l.opt.entries[i]}); err != nil {
 			return err
 		}
 	}
@@ -61,8 +61,8 @@ type flowCrowd struct {
 	flows int
 }
 
-// packetOf makes the trial's packet one of the i-th flow: another port at either end.
-func (c *flowCrowd) packetOf(i int) {
+// become makes the trial's packet one of the i-th flow: another port at either end.
+func (c *flowCrowd) become(i int) {
 	ports := c.packet[14+20:]
 	binary.BigEndian.PutUint16(ports, uint16(1024+i%60000))
 	binary.BigEndian.PutUint16(ports[2:], uint16(1024+i/60000))
@@ -70,18 +70,19 @@ func (c *flowCrowd) packetOf(i int) {
 
 // fill opens flows to a container of the other node, by the packets that would.
 func (n *node) fill(o order) error {
-	port, ok := n.d.Attached(o.Container)
-	if !ok {
-		return fmt.Errorf("container %s is not attached", o.Container)
+	port, err := n.port(o.Container)
+	if err != nil {
+		return err
 	}
 	far := netip.AddrFrom4([4]byte{10, 60, 1, 77})
 	if far4 := port.V4.As4(); far4[2] == 1 {
 		far = netip.AddrFrom4([4]byte{10, 60, 2, 77})
 	}
 	program := n.d.Hooks().Collection().Programs[string(hook.PodL3)]
-	n.crowd = &flowCrowd{trial{string(hook.PodL3), program, ethernet(plan.GatewayMAC, port.MAC, udp(port.V4, far)), port.Ifindex}, o.Entries / 2}
+	n.crowd = &flowCrowd{trial{name: string(hook.PodL3), program: program, ifindex: port.Ifindex, answer: actRedirect,
+		packet: ethernet(plan.GatewayMAC, port.MAC, udp(port.V4, far))}, o.Entries / 2}
 	for i := range n.crowd.flows {
-		n.crowd.packetOf(i)
+		n.crowd.become(i)
 		if _, err := n.crowd.run(); err != nil {
 			return fmt.Errorf("open flow %d of %d: %w", i+1, n.crowd.flows, err)
 		}
@@ -94,16 +95,8 @@ func (n *node) look(o order) (report, error) {
 	if n.crowd == nil {
 		return report{}, errors.New("there are no flows yet: fill comes first")
 	}
-	var ns []float64
-	for range o.Runs {
-		n.crowd.packetOf(rand.IntN(n.crowd.flows))
-		took, err := n.crowd.run()
-		if err != nil {
-			return report{}, err
-		}
-		ns = append(ns, took)
-	}
-	return report{Programs: map[string]float64{n.crowd.name: spreadOf(ns).Median}}, nil
+	n.crowd.vary = func() { n.crowd.become(rand.IntN(n.crowd.flows)) }
+	return inTurn(o.Runs, n.crowd.trial)
 }
 
 func (n *node) collect() (report, error) {

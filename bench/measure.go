@@ -21,18 +21,21 @@ type record struct {
 	Beds     []string                        `json:"beds"`
 	Metrics  []string                        `json:"metrics"`            // of the traffic
 	Samples  map[string]map[string][]float64 `json:"samples"`            // by metric, by bed, one a round
-	Programs map[string][]float64            `json:"programs,omitempty"` // ns by program, one a round
+	Programs map[string]map[string][]float64 `json:"programs,omitempty"` // ns by bed, by program, one a round
 	Attach   map[int][]float64               `json:"attach,omitempty"`   // ms by containers already there
 	RSS      float64                         `json:"rss,omitempty"`      // MB of the agent with the last of populations
 	Flows    map[int][]float64               `json:"flows,omitempty"`    // ns of pod_l3 by entries in the table, one a round
 	Collect  []float64                       `json:"collect,omitempty"`  // ms of a collection among the most entries
 	Apply    map[string][]float64            `json:"apply,omitempty"`    // ms of an apply, by what it changes
+	FDB      map[string]map[int][]float64    `json:"fdb,omitempty"`      // ns of pod_l2 by frame, by endpoints that are known, one a round
+	Flood    map[string][]float64            `json:"flood,omitempty"`    // ns of one more copy, by whom it goes to, one a round
 }
 
 func newRecord(opt options) *record {
 	return &record{Host: host(), Date: time.Now().UTC().Format(time.DateOnly), Family: opt.family, Wire: opt.wire,
 		Sample: opt.sample.String(), Beds: opt.beds, Metrics: opt.traffic(), Samples: map[string]map[string][]float64{},
-		Programs: map[string][]float64{}, Attach: map[int][]float64{}, Flows: map[int][]float64{}, Apply: map[string][]float64{}}
+		Programs: map[string]map[string][]float64{}, Attach: map[int][]float64{}, Flows: map[int][]float64{}, Apply: map[string][]float64{},
+		FDB: map[string]map[int][]float64{}, Flood: map[string][]float64{}}
 }
 
 // busy is the load from which on a machine has too much else to do for figures of any worth.
@@ -77,7 +80,8 @@ func (l *lab) measureApart(ctx context.Context, rec *record) error {
 	for _, m := range []struct {
 		name    string
 		measure func(context.Context, *record) error
-	}{{metricAttach, l.measureAttach}, {metricFlows, l.measureFlows}, {metricApply, l.measureApply}} {
+	}{{metricAttach, l.measureAttach}, {metricFlows, l.measureFlows}, {metricApply, l.measureApply},
+		{metricFDB, l.measureFDB}, {metricFlood, l.measureFlood}} {
 		if !l.opt.wants(m.name) {
 			continue
 		}
@@ -90,7 +94,7 @@ func (l *lab) measureApart(ctx context.Context, rec *record) error {
 
 func (l *lab) round(ctx context.Context, rec *record) error {
 	for _, m := range rec.Metrics {
-		order := slices.Clone(l.beds)
+		order := slices.DeleteFunc(slices.Clone(l.beds), func(b *bed) bool { return !b.carries(m) })
 		rand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 		for _, b := range order {
 			v, err := l.sample(ctx, b, m)
@@ -106,22 +110,29 @@ func (l *lab) round(ctx context.Context, rec *record) error {
 	return nil
 }
 
-// measurePrograms runs the programs on the bed of Lace, with its maps as they are.
+// measurePrograms runs the programs on beds of Lace, with their maps as they are.
 func (l *lab) measurePrograms(rec *record) error {
-	i := slices.IndexFunc(l.beds, func(b *bed) bool { return b.name == laceL3.name })
-	if i < 0 {
-		return nil
-	}
-	b := l.beds[i]
-	r, err := b.agents[0].do(order{Do: "programs", Container: "bench/" + string(b.pod[0]),
-		Far: b.addr[4].String(), Far6: b.addr[6].String(), Runs: l.opt.runs})
-	if err != nil {
-		return fmt.Errorf("measure %s: %w", metricPrograms, err)
-	}
-	for name, ns := range r.Programs {
-		rec.Programs[name] = append(rec.Programs[name], ns)
+	for _, b := range l.beds {
+		if !b.programs {
+			continue
+		}
+		r, err := b.agents[0].do(order{Do: "programs", Container: b.container(0),
+			Far: b.addr[4].String(), Far6: b.addr[6].String(), Runs: l.opt.runs})
+		if err != nil {
+			return fmt.Errorf("measure %s on %s: %w", metricPrograms, b.name, err)
+		}
+		rec.notePrograms(b.name, r.Programs)
 	}
 	return nil
+}
+
+func (r *record) notePrograms(bed string, ns map[string]float64) {
+	if r.Programs[bed] == nil {
+		r.Programs[bed] = map[string][]float64{}
+	}
+	for name, took := range ns {
+		r.Programs[bed][name] = append(r.Programs[bed][name], took)
+	}
 }
 
 // sample takes one sample, and takes it again a bounded number of times when it fails, saying so.

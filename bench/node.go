@@ -23,9 +23,6 @@ import (
 // nodeBPFFS is where a node pins, in a mount namespace of its own.
 const nodeBPFFS = "/sys/fs/bpf/lace"
 
-// nodeNetwork is the one network of the Lace beds.
-const nodeNetwork = "bench"
-
 // isolate is a role of this binary: it moves into a node's network namespace and a mount namespace of its
 // own, and becomes the node there. It begins anew, as the threads of the runtime cannot be moved.
 func isolate(args []string) error {
@@ -62,11 +59,13 @@ func mountOwn() error {
 
 // order is what a node is told to do, one JSON object a line; report is its answer.
 type order struct {
-	Do        string // "attach", "detach", "programs", "agent", "fill", "look", "collect" or "apply"
+	Do        string // "attach", "detach", "programs", "agent", "fill", "look", "collect", "apply", "fdb" or "flood"
 	Container string
-	Netns     string
+	Network   string        // attach
+	Netns     string        // attach
+	IfName    string        // attach: in the container; empty: eth0
 	Far, Far6 string        // programs: addresses of a container on the other node
-	Runs      int           // programs: in this round
+	Runs      int           // programs, look, fdb, flood: in this round
 	Lace      string        // agent: the binary
 	Settings  string        // agent: its file
 	Settle    time.Duration // agent: until it counts as at rest
@@ -178,15 +177,30 @@ func (n *node) obey(o order) (report, error) {
 		return n.collect()
 	case "apply":
 		return n.apply(ctx, o)
+	case "fdb":
+		return n.fdb(o)
+	case "flood":
+		return n.flood(o)
 	}
 	return report{}, fmt.Errorf("unknown order %q", o.Do)
 }
 
 func (n *node) attach(ctx context.Context, o order) (report, error) {
 	began := time.Now()
-	p, err := n.d.Attach(ctx, dataplane.Request{Container: o.Container, Network: nodeNetwork, Netns: o.Netns})
+	ports, err := n.d.Attach(ctx, dataplane.Request{Container: o.Container, Netns: o.Netns,
+		Interfaces: []dataplane.Interface{{Network: o.Network, IfName: o.IfName}}})
+	took := time.Since(began)
 	if err != nil {
 		return report{}, err
 	}
-	return report{V4: p.V4.String(), V6: p.V6.String(), Took: time.Since(began)}, nil
+	return report{V4: ports[0].V4.String(), V6: ports[0].V6.String(), Took: took}, nil
+}
+
+// port is the one interface of a container.
+func (n *node) port(container string) (dataplane.Port, error) {
+	ports, ok := n.d.Attached(container)
+	if !ok {
+		return dataplane.Port{}, fmt.Errorf("container %s is not attached", container)
+	}
+	return ports[0], nil
 }

@@ -104,42 +104,34 @@ func (p *nodeProcess) stop() error {
 	}
 }
 
-// topologyText is a topology of two nodes, which lie at the ends of a bed's wire.
-func topologyText(encapsulation string) string {
-	text := fmt.Sprintf("version = 1\n[underlay]\nlocator-block = \"5f00:1ace::/32\"\nencapsulation = %q\n", encapsulation)
-	for i, name := range nodeNames {
-		text += fmt.Sprintf("[node.%s]\nunderlay = %q\nlocator = \"5f00:1ace:%d::/48\"\nuplinks = [\"up0\"]\n", name, wire6[i], i+1)
+// writeTopology puts a node's topology into the directory of the bed, which goes with it.
+func (b *bed) writeTopology(node string, f fabric) (file string, err error) {
+	if b.dir == "" {
+		if b.dir, err = os.MkdirTemp("", netnsPrefix); err != nil {
+			return "", fmt.Errorf("make a directory for the topology: %w", err)
+		}
+		b.onStop = append(b.onStop, func() error { return os.RemoveAll(b.dir) })
 	}
-	return text + fmt.Sprintf("[network.%s]\ntype = \"l3\"\nid = 100\nsubnets = [\"10.60.0.0/16\", \"fd60::/48\"]\n", nodeNetwork)
-}
-
-var nodeNames = [2]string{"node-a", "node-b"}
-
-// writeTopology puts the bed's topology into a directory that goes with the bed.
-func (b *bed) writeTopology(encapsulation string) (file string, err error) {
-	if b.dir, err = os.MkdirTemp("", netnsPrefix); err != nil {
-		return "", fmt.Errorf("make a directory for the topology: %w", err)
-	}
-	b.onStop = append(b.onStop, func() error { return os.RemoveAll(b.dir) })
-	file = filepath.Join(b.dir, "topology.toml")
-	text := topologyText(encapsulation)
 	if b.flows > 0 {
-		text += fmt.Sprintf("[conntrack]\nmax = %d\n", b.flows)
+		f = f.and(fmt.Sprintf("[conntrack]\nmax = %d\n", b.flows))
 	}
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(b.topologyOf(node), []byte(f.topology()), 0o600); err != nil {
 		return "", fmt.Errorf("write the topology: %w", err)
 	}
-	return file, nil
+	return b.topologyOf(node), nil
 }
 
-// startNodes starts a node process at both ends of the wire.
-func (b *bed) startNodes(encapsulation string) error {
-	file, err := b.writeTopology(encapsulation)
-	if err != nil {
-		return err
-	}
-	for i, at := range b.node {
-		p, err := startNode(at, nodeNames[i], file)
+// topologyOf is the file that a node of the bed starts with.
+func (b *bed) topologyOf(node string) string { return filepath.Join(b.dir, node+".toml") }
+
+// startNodes starts a node process for each fabric, the first at the first end of the wire.
+func (b *bed) startNodes(fabrics ...fabric) error {
+	for i, f := range fabrics {
+		file, err := b.writeTopology(nodeNames[i], f)
+		if err != nil {
+			return err
+		}
+		p, err := startNode(b.node[i], nodeNames[i], file)
 		if err != nil {
 			return err
 		}

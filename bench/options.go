@@ -103,8 +103,9 @@ func (o options) check(rest []string) error {
 	if o.sample < 50*time.Millisecond || o.sample > time.Minute {
 		return usagef("--sample %s is out of range; give 50ms to 1m", o.sample)
 	}
-	if len(o.metrics) == 1 && o.wants(metricPrograms) && !slices.Contains(o.beds, laceL3.name) {
-		return usagef("%s is measured on bed %s; add it to --beds", metricPrograms, laceL3.name)
+	timed := func(bed string) bool { return slices.Contains(programBeds(), bed) }
+	if len(o.metrics) == 1 && o.wants(metricPrograms) && !slices.ContainsFunc(o.beds, timed) {
+		return usagef("%s is measured on %s; add one to --beds", metricPrograms, strings.Join(programBeds(), ", "))
 	}
 	if o.wants(metricAttach) {
 		return executable(o.lace)

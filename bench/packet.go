@@ -11,9 +11,14 @@ import (
 )
 
 const (
-	protocolIPv4 = 4
-	protocolUDP  = 17
-	protocolIPv6 = 41
+	protocolIPv4     = 4
+	protocolUDP      = 17
+	protocolIPv6     = 41
+	protocolEthernet = 143
+
+	etherIPv4  = 0x0800
+	etherIPv6  = 0x86dd
+	etherOther = 0x88b5 // local experimental EtherType 1, IEEE 802
 
 	hopLimit = 64
 )
@@ -47,19 +52,14 @@ func ipv6(src, dst netip.Addr, next byte, payload []byte) []byte {
 	return append(header, payload...)
 }
 
-// encapsulate puts an IP packet into an IPv6 packet to a SID.
-func encapsulate(src, sid netip.Addr, inner []byte) []byte {
-	next := byte(protocolIPv4)
-	if inner[0]>>4 == 6 {
-		next = protocolIPv6
+// ethernet is a frame with an IP packet.
+func ethernet(dst, src plan.MAC, packet []byte) []byte {
+	if packet[0]>>4 == 6 {
+		return frame(dst, src, etherIPv6, packet)
 	}
-	return ipv6(src, sid, next, inner)
+	return frame(dst, src, etherIPv4, packet)
 }
 
-func ethernet(dst, src plan.MAC, packet []byte) []byte {
-	kind := uint16(0x0800)
-	if packet[0]>>4 == 6 {
-		kind = 0x86dd
-	}
-	return slices.Concat(dst[:], src[:], binary.BigEndian.AppendUint16(nil, kind), packet)
+func frame(dst, src plan.MAC, kind uint16, payload []byte) []byte {
+	return slices.Concat(dst[:], src[:], binary.BigEndian.AppendUint16(nil, kind), payload)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
 
+	"github.com/lace-net/lace/dataplane"
 	"github.com/lace-net/lace/dataplane/hook"
 	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/topology"
@@ -21,28 +22,31 @@ import (
 // emptyProgram is what the others are compared with.
 const emptyProgram = "empty"
 
-// actRedirect is TC_ACT_REDIRECT: what a program answers when it took its packet the whole way.
-const actRedirect = 7
+// What programs answer.
+const (
+	actShot     = 2 // TC_ACT_SHOT: the packet ends here, as one does whose copies went on
+	actRedirect = 7 // TC_ACT_REDIRECT: the program took it the whole way
+)
 
-// trial is a program with a packet that it forwards, by way of all its tail calls.
+// trial is a program with a packet that it takes the whole way, through all its tail calls.
 type trial struct {
 	name    string
 	program *ebpf.Program
 	packet  []byte
-	ifindex int // where it comes in; 0: the loopback
+	ifindex int    // where it comes in; 0: the loopback
+	answer  int    // of the program
+	vary    func() // changes the packet before each run; nil: it is always the same
 }
 
-// programs runs all programs in turn, one packet a call, as a program must not meet the packet that it has
+// inTurn runs each of the trials once, and all of them again, one packet a call, as a program must not meet the packet that it has
 // already changed. The result is the median of the kernel's own timing, in ns.
-func (n *node) programs(o order) (report, error) {
-	trials, err := n.trials(o)
-	if err != nil {
-		return report{}, err
-	}
-	defer trials[0].program.Close()
+func inTurn(runs int, trials ...trial) (report, error) {
 	ns := map[string][]float64{}
-	for range o.Runs {
+	for range runs {
 		for _, t := range trials {
+			if t.vary != nil {
+				t.vary()
+			}
 			took, err := t.run()
 			if err != nil {
 				return report{}, err
@@ -57,58 +61,89 @@ func (n *node) programs(o order) (report, error) {
 	return r, nil
 }
 
-// trials are the empty program and the entry programs, with packets between the order's container and a far one.
-func (n *node) trials(o order) ([]trial, error) {
-	port, ok := n.d.Attached(o.Container)
-	if !ok {
-		return nil, fmt.Errorf("container %s is not attached", o.Container)
-	}
-	far, err := netip.ParseAddr(o.Far)
+// programs times the empty program and the entry programs, with packets between the order's container and a far one.
+func (n *node) programs(o order) (report, error) {
+	e, err := n.ends(o)
 	if err != nil {
-		return nil, err
-	}
-	far6, err := netip.ParseAddr(o.Far6)
-	if err != nil {
-		return nil, err
-	}
-	sid, source, err := n.outer()
-	if err != nil {
-		return nil, err
+		return report{}, err
 	}
 	empty, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL",
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, actRedirect), asm.Return()}})
 	if err != nil {
-		return nil, fmt.Errorf("load an empty program: %w", err)
+		return report{}, fmt.Errorf("load an empty program: %w", err)
 	}
-	loaded := n.d.Hooks().Collection().Programs
-	pod, uplink := loaded[string(hook.PodL3)], loaded[string(hook.Uplink)]
-	out4, out6 := udp(port.V4, far), udp(port.V6, far6)
-	in4, in6 := udp(far, port.V4), udp(far6, port.V6)
-	toGateway := func(p []byte) []byte { return ethernet(plan.GatewayMAC, port.MAC, p) }
-	toUplink := func(p []byte) []byte { return ethernet(plan.MAC{}, plan.MAC{}, encapsulate(source, sid, p)) }
-	return []trial{
-		{emptyProgram, empty, toGateway(out4), port.Ifindex},
-		{"pod_l3", pod, toGateway(out4), port.Ifindex},
-		{"pod_l3-v6", pod, toGateway(out6), port.Ifindex},
-		{"uplink", uplink, toUplink(in4), 0},
-		{"uplink-v6", uplink, toUplink(in6), 0},
-	}, nil
+	defer empty.Close()
+	trials := n.routedTrials(e)
+	if e.network.Type == topology.L2 {
+		trials = n.frameTrials(e)
+	}
+	nothing := trials[0]
+	nothing.name, nothing.program = emptyProgram, empty
+	return inTurn(o.Runs, append(trials, nothing)...)
 }
 
-// outer says where packets for this node go and what a peer of it has as source.
-func (n *node) outer() (sid, source netip.Addr, err error) {
-	network, ok := n.topo.Network(nodeNetwork)
-	if !ok {
-		return sid, source, fmt.Errorf("the topology has no network %s", nodeNetwork)
+// ends are the two containers between which packets go.
+type ends struct {
+	port      dataplane.Port // here
+	far, far6 netip.Addr
+	network   *topology.Network
+	here      *topology.Node
+	there     *topology.Node
+}
+
+func (n *node) ends(o order) (e ends, err error) {
+	if e.port, err = n.port(o.Container); err != nil {
+		return e, err
 	}
-	for _, other := range n.topo.Nodes {
-		if other.Name == n.name {
-			sid = other.Locator.SID(topology.EndDT46, network.ID).Addr
+	if e.far, err = netip.ParseAddr(o.Far); err != nil {
+		return e, err
+	}
+	if e.far6, err = netip.ParseAddr(o.Far6); err != nil {
+		return e, err
+	}
+	e.network, _ = n.topo.Network(e.port.Network)
+	for _, node := range n.topo.Nodes {
+		if node.Name == n.name {
+			e.here = node
 		} else {
-			source = other.Locator.Source(network.ID, 0)
+			e.there = node
 		}
 	}
-	return sid, source, nil
+	return e, nil
+}
+
+// outer puts a payload behind the header with which the other node sends it to a function here.
+func (e ends) outer(f topology.Function, next byte, payload []byte) []byte {
+	source, sid := e.there.Locator.Source(e.network.ID, 0), e.here.Locator.SID(f, e.network.ID).Addr
+	return ethernet(plan.MAC{}, plan.MAC{}, ipv6(source, sid, next, payload))
+}
+
+func (n *node) entry(p hook.Program) *ebpf.Program {
+	return n.d.Hooks().Collection().Programs[string(p)]
+}
+
+func (n *node) routedTrials(e ends) []trial {
+	pod, uplink := n.entry(hook.PodL3), n.entry(hook.Uplink)
+	toGateway := func(p []byte) []byte { return ethernet(plan.GatewayMAC, e.port.MAC, p) }
+	in4 := e.outer(topology.EndDT46, protocolIPv4, udp(e.far, e.port.V4))
+	in6 := e.outer(topology.EndDT46, protocolIPv6, udp(e.far6, e.port.V6))
+	return []trial{
+		{name: "pod_l3", program: pod, packet: toGateway(udp(e.port.V4, e.far)), ifindex: e.port.Ifindex, answer: actRedirect},
+		{name: "pod_l3-v6", program: pod, packet: toGateway(udp(e.port.V6, e.far6)), ifindex: e.port.Ifindex, answer: actRedirect},
+		{name: "uplink", program: uplink, packet: in4, answer: actRedirect},
+		{name: "uplink-v6", program: uplink, packet: in6, answer: actRedirect},
+	}
+}
+
+func (n *node) frameTrials(e ends) []trial {
+	pod, uplink, far := n.entry(hook.PodL2), n.entry(hook.Uplink), e.network.DerivedMAC(e.far, e.far6)
+	out := func(p []byte) []byte { return ethernet(far, e.port.MAC, p) }
+	in := e.outer(topology.EndDT2U, protocolEthernet, ethernet(e.port.MAC, far, udp(e.far, e.port.V4)))
+	return []trial{
+		{name: "pod_l2", program: pod, packet: out(udp(e.port.V4, e.far)), ifindex: e.port.Ifindex, answer: actRedirect},
+		{name: "pod_l2-v6", program: pod, packet: out(udp(e.port.V6, e.far6)), ifindex: e.port.Ifindex, answer: actRedirect},
+		{name: "uplink-l2", program: uplink, packet: in, answer: actRedirect},
+	}
 }
 
 // testRun is the part of union bpf_attr that BPF_PROG_TEST_RUN takes.
@@ -137,8 +172,8 @@ func (t trial) run() (ns float64, err error) {
 	if errno != 0 {
 		return 0, fmt.Errorf("run program %s: %w", t.name, errno)
 	}
-	if attr.retval != actRedirect {
-		return 0, fmt.Errorf("program %s answered %d, not %d: it did not take its packet the whole way", t.name, attr.retval, actRedirect)
+	if int(attr.retval) != t.answer {
+		return 0, fmt.Errorf("program %s answered %d, not %d: it did not take its packet the whole way", t.name, attr.retval, t.answer)
 	}
 	return float64(attr.duration), nil
 }

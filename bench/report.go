@@ -30,34 +30,46 @@ var references = []string{"vxlan", "seg6", "routed", "bare"}
 
 // rows are all lines of the report.
 func (r *record) rows() []row {
-	return slices.Concat(r.trafficRows(), r.programRows(), r.attachRows(), r.flowRows(), r.applyRows())
+	return slices.Concat(r.trafficRows(), r.programRows(), r.attachRows(), r.flowRows(), r.applyRows(), r.fdbRows(), r.floodRows())
 }
 
-// trafficRows compares every bed with every reference; a reference only with those after it.
+// trafficRows compares every bed with every reference, a reference only with those after it, and then each with its kin.
 func (r *record) trafficRows() []row {
 	var rows []row
 	for _, m := range r.Metrics {
 		for _, b := range r.Beds {
-			for _, against := range r.against(b) {
+			for _, against := range append(r.against(b), r.kinOf(b)...) {
 				ratios := paired(r.Samples[m][b], r.Samples[m][against])
-				rows = append(rows, row{Bed: b, Metric: m, Against: against, spread: spreadOf(ratios), Rounds: len(ratios)})
+				if len(ratios) > 0 {
+					rows = append(rows, row{Bed: b, Metric: m, Against: against, spread: spreadOf(ratios), Rounds: len(ratios)})
+				}
 			}
 		}
 	}
 	return rows
 }
 
+// kinOf is the bed that one differs least from, if it was measured.
+func (r *record) kinOf(bed string) []string {
+	if kin := kindNamed(bed).kin; slices.Contains(r.Beds, kin) {
+		return []string{kin}
+	}
+	return nil
+}
+
 // programRows compares each program with the empty one.
 func (r *record) programRows() []row {
 	var rows []row
-	empty := r.Programs[emptyProgram]
-	for _, name := range slices.Sorted(maps.Keys(r.Programs)) {
-		if name == emptyProgram {
-			continue
+	for _, bed := range r.Beds {
+		empty := r.Programs[bed][emptyProgram]
+		for _, name := range slices.Sorted(maps.Keys(r.Programs[bed])) {
+			if name == emptyProgram {
+				continue
+			}
+			ratios := paired(r.Programs[bed][name], empty)
+			rows = append(rows, row{Bed: bed, Metric: metricPrograms + "/" + name, Against: emptyProgram,
+				spread: spreadOf(ratios), Rounds: len(ratios)})
 		}
-		ratios := paired(r.Programs[name], empty)
-		rows = append(rows, row{Bed: laceL3.name, Metric: metricPrograms + "/" + name, Against: emptyProgram,
-			spread: spreadOf(ratios), Rounds: len(ratios)})
 	}
 	return rows
 }
@@ -85,21 +97,45 @@ func (r *record) flowRows() []row {
 	if len(r.Flows) == 0 {
 		return nil
 	}
-	sizes := slices.Sorted(maps.Keys(r.Flows))
+	rows := fewAndMany(laceL3.name, metricFlows, r.Flows)
+	collect := fmt.Sprintf("collect/%d", slices.Max(slices.Collect(maps.Keys(r.Flows))))
+	return append(rows, row{Bed: laceL3.name, Metric: collect, Unit: "ms", spread: spreadOf(r.Collect), Rounds: len(r.Collect)})
+}
+
+// fewAndMany are the times in ns with the fewest there and with the most, and how these compare.
+func fewAndMany(bed, metric string, ns map[int][]float64) []row {
+	sizes := slices.Sorted(maps.Keys(ns))
 	few, many := sizes[0], sizes[len(sizes)-1]
-	ratios := paired(r.Flows[many], r.Flows[few])
+	ratios := paired(ns[many], ns[few])
 	return []row{
-		{Bed: laceL3.name, Metric: fmt.Sprintf("%s/%d", metricFlows, few), Unit: "ns", spread: spreadOf(r.Flows[few]), Rounds: len(r.Flows[few])},
-		{Bed: laceL3.name, Metric: fmt.Sprintf("%s/%d", metricFlows, many), Unit: "ns", spread: spreadOf(r.Flows[many]), Rounds: len(r.Flows[many])},
-		{Bed: laceL3.name, Metric: fmt.Sprintf("%s/%d ÷ %d", metricFlows, many, few), Unit: "times", spread: spreadOf(ratios), Rounds: len(ratios)},
-		{Bed: laceL3.name, Metric: fmt.Sprintf("collect/%d", many), Unit: "ms", spread: spreadOf(r.Collect), Rounds: len(r.Collect)},
+		{Bed: bed, Metric: fmt.Sprintf("%s/%d", metric, few), Unit: "ns", spread: spreadOf(ns[few]), Rounds: len(ns[few])},
+		{Bed: bed, Metric: fmt.Sprintf("%s/%d", metric, many), Unit: "ns", spread: spreadOf(ns[many]), Rounds: len(ns[many])},
+		{Bed: bed, Metric: fmt.Sprintf("%s/%d ÷ %d", metric, many, few), Unit: "times", spread: spreadOf(ratios), Rounds: len(ratios)},
 	}
 }
 
-func (r *record) applyRows() []row {
+// fdbRows compare a frame to one of many endpoints with a frame to one of few.
+func (r *record) fdbRows() []row {
 	var rows []row
-	for _, what := range slices.Sorted(maps.Keys(r.Apply)) {
-		rows = append(rows, row{Bed: laceL3.name, Metric: metricApply + "/" + what, Unit: "ms", spread: spreadOf(r.Apply[what]), Rounds: len(r.Apply[what])})
+	for _, name := range slices.Sorted(maps.Keys(r.FDB)) {
+		rows = append(rows, fewAndMany(laceL2.name, name, r.FDB[name])...)
+	}
+	return rows
+}
+
+func (r *record) floodRows() []row {
+	return absolute(laceL2.name, metricFlood, "ns", r.Flood)
+}
+
+func (r *record) applyRows() []row {
+	return absolute(laceL3.name, metricApply, "ms", r.Apply)
+}
+
+// absolute are samples of several things, each a row.
+func absolute(bed, metric, unit string, samples map[string][]float64) []row {
+	var rows []row
+	for _, what := range slices.Sorted(maps.Keys(samples)) {
+		rows = append(rows, row{Bed: bed, Metric: metric + "/" + what, Unit: unit, spread: spreadOf(samples[what]), Rounds: len(samples[what])})
 	}
 	return rows
 }
@@ -184,6 +220,7 @@ func (r *record) print(w io.Writer, rows []row) {
 	for _, m := range r.Metrics {
 		r.printMetric(t, metricNamed(m), rows)
 	}
+	r.printKin(t, rows)
 	r.printPrograms(t, rows)
 	r.printAttach(t, rows)
 	t.Flush()
@@ -197,6 +234,9 @@ func (r *record) printMetric(w io.Writer, m metric, rows []row) {
 	}
 	fmt.Fprintln(w, strings.Join(head, "\t"))
 	for _, b := range r.Beds {
+		if len(r.Samples[m.name][b]) == 0 {
+			continue
+		}
 		cells := []string{b, figure(spreadOf(r.Samples[m.name][b]).Median)}
 		for _, ref := range refs {
 			cells = append(cells, ratioCell(rows, b, m.name, ref))
@@ -206,16 +246,36 @@ func (r *record) printMetric(w io.Writer, m metric, rows []row) {
 	fmt.Fprintln(w)
 }
 
-func (r *record) printPrograms(w io.Writer, rows []row) {
-	if len(r.Programs) == 0 {
+// printKin shows each bed against the one that it differs least from, the metrics side by side.
+func (r *record) printKin(w io.Writer, rows []row) {
+	if !slices.ContainsFunc(r.Beds, func(b string) bool { return r.kinOf(b) != nil }) || len(r.Metrics) == 0 {
 		return
 	}
-	fmt.Fprintf(w, "program\tns\t÷ %s\n", emptyProgram)
-	for _, name := range slices.Sorted(maps.Keys(r.Programs)) {
-		fmt.Fprintf(w, "%s\t%s\t%s\n", name, figure(spreadOf(r.Programs[name]).Median),
-			ratioCell(rows, laceL3.name, metricPrograms+"/"+name, emptyProgram))
+	fmt.Fprintf(w, "of Lace\t%s\n", strings.Join(r.Metrics, "\t"))
+	for _, b := range r.Beds {
+		for _, kin := range r.kinOf(b) {
+			cells := []string{b + " ÷ " + kin}
+			for _, m := range r.Metrics {
+				cells = append(cells, ratioCell(rows, b, m, kin))
+			}
+			fmt.Fprintln(w, strings.Join(cells, "\t"))
+		}
 	}
 	fmt.Fprintln(w)
+}
+
+func (r *record) printPrograms(w io.Writer, rows []row) {
+	for _, bed := range r.Beds {
+		if len(r.Programs[bed]) == 0 {
+			continue
+		}
+		fmt.Fprintf(w, "program of %s\tns\t÷ %s\n", bed, emptyProgram)
+		for _, name := range slices.Sorted(maps.Keys(r.Programs[bed])) {
+			fmt.Fprintf(w, "%s\t%s\t%s\n", name, figure(spreadOf(r.Programs[bed][name]).Median),
+				ratioCell(rows, bed, metricPrograms+"/"+name, emptyProgram))
+		}
+		fmt.Fprintln(w)
+	}
 }
 
 func (r *record) printAttach(w io.Writer, rows []row) {

@@ -45,11 +45,13 @@ const (
 	metricAttach   = "attach" // time of Attach, and the agent's memory
 	metricFlows    = "flows"  // a look-up among many flows, and their collection
 	metricApply    = "apply"  // a large topology
+	metricFDB      = "fdb"    // a frame to one of many endpoints
+	metricFlood    = "flood"  // one more copy of a frame for many
 )
 
 // metricNames are all, those of the traffic first.
 func metricNames() []string {
-	return append(trafficNames(), metricPrograms, metricAttach, metricFlows, metricApply)
+	return append(trafficNames(), metricPrograms, metricAttach, metricFlows, metricApply, metricFDB, metricFlood)
 }
 
 func trafficNames() []string {

@@ -65,14 +65,25 @@ func expectedRows(metrics []string) []string {
 		"routed %s bare", "seg6 %s routed", "seg6 %s bare", "vxlan %s seg6", "vxlan %s routed", "vxlan %s bare",
 		"lace-l3 %s vxlan", "lace-l3 %s seg6", "lace-l3 %s routed", "lace-l3 %s bare",
 		"lace-l3-srh %s vxlan", "lace-l3-srh %s seg6", "lace-l3-srh %s routed", "lace-l3-srh %s bare",
+		"lace-l2 %s vxlan", "lace-l2 %s seg6", "lace-l2 %s routed", "lace-l2 %s bare", "lace-l2 %s lace-l3",
 	} {
 		for _, metric := range []string{"tcp", "rr", "udp", "crr"} { // spelt out: the names are promised
 			want = append(want, fmt.Sprintf(pair, metric))
 		}
 	}
+	for _, against := range []string{"vxlan", "seg6", "routed", "bare", "lace-l2"} {
+		want = append(want, "lace-l2-segment tcp "+against)
+	}
 	if !slices.Contains(metrics, metricAttach) {
 		return want
 	}
+	for _, program := range []string{"pod_l2", "pod_l2-v6", "uplink-l2"} {
+		want = append(want, "lace-l2 ns/"+program+" empty")
+	}
+	for _, frame := range []string{"fdb", "fdb-drawn", "fdb-flow"} {
+		want = append(want, "lace-l2 "+frame+"/10 ", "lace-l2 "+frame+"/10000 ", "lace-l2 "+frame+"/10000 ÷ 10 ")
+	}
+	want = append(want, "lace-l2 flood/node ", "lace-l2 flood/port ")
 	for _, program := range []string{"pod_l3", "pod_l3-v6", "uplink", "uplink-v6"} {
 		want = append(want, "lace-l3 ns/"+program+" empty")
 	}
@@ -91,8 +102,12 @@ func checkSamples(t *testing.T, path string) {
 	readJSON(t, path, &rec)
 	for _, m := range trafficNames() {
 		for _, b := range bedNames() {
-			if n := len(rec.Samples[m][b]); n != 2 {
-				t.Errorf("%d samples of %s on %s, want 2", n, m, b)
+			want := 2
+			if b == "lace-l2-segment" && m != "tcp" {
+				want = 0
+			}
+			if n := len(rec.Samples[m][b]); n != want {
+				t.Errorf("%d samples of %s on %s, want %d", n, m, b, want)
 			}
 		}
 	}
@@ -160,7 +175,7 @@ func TestRefusesBadFlags(t *testing.T) {
 		"--rounds 0":                "--rounds 0 is out of range",
 		"--sample 1ms":              "--sample 1ms is out of range",
 		"--metrics attach --lace /": "--lace / is no program",
-		"--metrics ns --beds bare":  "ns is measured on bed lace-l3",
+		"--metrics ns --beds bare":  "ns is measured on lace-l3, lace-l2; add one to --beds",
 		"--metrics rr now":          `unexpected argument "now"`,
 		"--metrics rr --cpu x":      `invalid value "x" for flag -cpu`,
 	} {
