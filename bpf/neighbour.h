@@ -231,6 +231,19 @@ static __always_inline int node_arp(struct __sk_buff *skb, struct context *ctx, 
 	return answer_node(skb, ctx, cfg, 0);
 }
 
+/*
+ * Make the packet so much longer, or shorter where that is negative, behind its outer header. The kernel does so in front, but not at the end, of what
+ * is still marked as encapsulated.
+ */
+static __always_inline bool resize(struct __sk_buff *skb, const struct context *ctx, __s32 by)
+{
+	__u32 ip = ctx->raw ? 0 : ETH_HLEN;
+	__u8 head[OUTER_LEN + SRH_LEN];
+
+	return !bpf_skb_load_bytes(skb, ip, head, sizeof(head)) && !bpf_skb_adjust_room(skb, by, BPF_ADJ_ROOM_MAC, 0) &&
+	       !bpf_skb_store_bytes(skb, ip, head, sizeof(head), 0);
+}
+
 static __always_inline int node_nd(struct __sk_buff *skb, struct context *ctx, const struct config *cfg,
 				   const struct network *network)
 {
@@ -249,12 +262,14 @@ static __always_inline int node_nd(struct __sk_buff *skb, struct context *ctx, c
 	if (f.type != ICMPV6_NEIGHBOUR_SOLICITATION)
 		return speaks_for(ctx, network, &target, false) ? pass_to_ports(skb, ctx)
 								: drop(skb, REASON_SPOOFED_ADDRESS);
+	if (has(ctx, network, &target))
+		return pass_to_ports(skb, ctx);
 	if (resolve(&target, &mac) != ANSWER_HERE)
 		return drop(skb, REASON_NEIGHBOUR_UNKNOWN);
 	advertise(&f, &mac, 0);
 	__builtin_memcpy(f.eth.h_dest, &ctx->from, ETH_ALEN); /* it alone asks, duplicate address detection too */
 	grown = offset + sizeof(f) - skb->len;
-	if (grown && bpf_skb_change_tail(skb, offset + sizeof(f), 0))
+	if (grown && !resize(skb, ctx, grown))
 		return drop(skb, REASON_ICMP_FAILED);
 	if (bpf_skb_store_bytes(skb, offset, &f, sizeof(f), 0))
 		return drop(skb, REASON_ICMP_FAILED);

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/safchain/ethtool"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -237,4 +238,35 @@ func (n *namespace) dialBroadcast(t testing.TB, to netip.AddrPort) *net.UDPConn 
 	}))
 	t.Cleanup(func() { c.Close() })
 	return c.(*net.UDPConn)
+}
+
+// giveWithDAD puts an address on an interface, which the kernel looks for duplicates of.
+func (n *namespace) giveWithDAD(t testing.TB, link string, p netip.Prefix) {
+	t.Helper()
+	must(t, n.AddrAdd(n.link(t, link), &netlink.Addr{IPNet: ipNet(p)}))
+}
+
+func (n *namespace) takeAway(t testing.TB, link string, p netip.Prefix) {
+	t.Helper()
+	must(t, n.AddrDel(n.link(t, link), &netlink.Addr{IPNet: ipNet(p)}))
+}
+
+// dadState says how far the detection of duplicates of an address is: tentative, failed or done.
+func (n *namespace) dadState(t testing.TB, link string, a netip.Addr) string {
+	t.Helper()
+	all, err := n.AddrList(n.link(t, link), netlink.FAMILY_V6)
+	must(t, err)
+	for _, have := range all {
+		if got, _ := netip.AddrFromSlice(have.IP); got != a {
+			continue
+		}
+		switch {
+		case have.Flags&unix.IFA_F_DADFAILED != 0:
+			return "failed"
+		case have.Flags&unix.IFA_F_TENTATIVE != 0:
+			return "tentative"
+		}
+		return "done"
+	}
+	return "gone"
 }
