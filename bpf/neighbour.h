@@ -238,7 +238,7 @@ static __always_inline int node_arp(struct __sk_buff *skb, struct context *ctx, 
 static __always_inline bool resize(struct __sk_buff *skb, const struct context *ctx, __s32 by)
 {
 	__u32 ip = ctx->raw ? 0 : ETH_HLEN;
-	__u8 head[OUTER_LEN + SRH_LEN];
+	__u8 head[OUTER_LEN + SRH_LEN + GRE_LEN];
 
 	return !bpf_skb_load_bytes(skb, ip, head, sizeof(head)) && !bpf_skb_adjust_room(skb, by, BPF_ADJ_ROOM_MAC, 0) &&
 	       !bpf_skb_store_bytes(skb, ip, head, sizeof(head), 0);
