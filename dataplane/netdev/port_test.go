@@ -135,12 +135,14 @@ func TestOneFamily(t *testing.T) {
 		t.Run(family, func(t *testing.T) {
 			h, _, container := network(t, false)
 			s := testPort(container)
+			other := s.Gateway6
 			if family == "v4" {
-				s.V6, s.Gateway6, s.Prefixes, s.Routes = netip.Addr{}, netip.Addr{}, s.Prefixes[:1], s.Routes[:1]
+				s.V6, s.Prefixes, s.Routes = netip.Addr{}, s.Prefixes[:1], s.Routes[:1]
 			} else {
-				s.V4, s.Gateway4, s.Prefixes, s.Routes = netip.Addr{}, netip.Addr{}, s.Prefixes[1:], s.Routes[1:]
+				s.V4, s.Prefixes, s.Routes, other = netip.Addr{}, s.Prefixes[1:], s.Routes[1:], s.Gateway4
 			}
 			wire(t, h, s)
+			noRouteTo(t, dialTest(t, container), other.String())
 			l, err := h.ConfigurePort(s)
 			noChanges(t, l.Changes, err)
 		})
