@@ -7,15 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 
-	"github.com/lace-net/lace/dataplane/plan"
-	"github.com/lace-net/lace/plugin"
+	"github.com/safchain/ethtool"
 )
 
 func writeFile(t *testing.T, name, text string) string {
@@ -114,22 +112,6 @@ func TestOnlyTheEndIsNoError(t *testing.T) {
 	}
 }
 
-func TestSeamKeepsWhatItCarries(t *testing.T) {
-	r := plugin.Request{Container: "default/a", Name: "web", Network: "backend", IPs: []netip.Addr{netip.MustParseAddr("10.40.1.7")},
-		MAC: []byte{2, 0, 0, 0, 0, 1}, Sticky: true, Netns: "/proc/1/ns/net", IfName: "eth0"}
-	got := request(r)
-	if got.Container != r.Container || got.Name != r.Name || got.Network != r.Network || got.IPs[0] != r.IPs[0] || !got.Sticky ||
-		got.MAC != (plan.MAC{2, 0, 0, 0, 0, 1}) || got.Netns != r.Netns || got.IfName != r.IfName {
-		t.Errorf("got %+v", got)
-	}
-	if request(plugin.Request{}).MAC != (plan.MAC{}) {
-		t.Error("no MAC became one")
-	}
-	if host(netip.Addr{}).IsValid() || host(netip.MustParseAddr("fd40::1")).String() != "fd40::1/128" {
-		t.Error("an address does not stand alone on its interface")
-	}
-}
-
 func TestDoctorFollowsTheLinkOfRunc(t *testing.T) {
 	dir := t.TempDir()
 	path := func(name string) string { return filepath.Join(dir, name) }
@@ -157,5 +139,41 @@ func TestDoctorFollowsTheLinkOfRunc(t *testing.T) {
 		if !strings.Contains(f.text, want) || f.ok != (want == "leads to") {
 			t.Errorf("%s: %+v, want %q", name, f, want)
 		}
+	}
+}
+
+// TestDoctorLooksAtTheSegmenter: its near end may not take more than one packet at a time.
+func TestDoctorLooksAtTheSegmenter(t *testing.T) {
+	n := newEdge(t, segments)
+	find := func(settings string) (f finding) {
+		t.Helper()
+		s, err := agentSettings("doctor", []string{"--config", n.path(settings)})
+		must(t, err)
+		n.in(func() error { f = segmenterFinding(hostEnv(), s); return nil })
+		return f
+	}
+	if f := find("lace.toml"); !f.ok || !strings.Contains(f.text, "the agent makes the segmenter") {
+		t.Errorf("without an agent: %+v", f)
+	}
+	n.start()
+	if f := find("lace.toml"); !f.ok || !strings.Contains(f.text, "laces0 cuts frames") {
+		t.Errorf("with an agent: %+v", f)
+	}
+	n.in(func() error {
+		e, err := ethtool.NewEthtool()
+		if err != nil {
+			return err
+		}
+		defer e.Close()
+		return e.Change("laces0", map[string]bool{"tx-tcp-segmentation": true})
+	})
+	if f := find("lace.toml"); f.ok || !strings.Contains(f.text, "laces0 has tx-tcp-segmentation on") || !strings.Contains(f.text, "ethtool -K laces0 tx-tcp-segmentation off;") {
+		t.Errorf("with segmentation on: %+v", f)
+	}
+	routed := n.path("routed.toml")
+	n.write("routed.toml", peeredNetworks)
+	n.write("other.toml", fmt.Sprintf("node = \"edge-1\"\ntopology = %q\nhook-socket = %q\nbpffs = %q\n", routed, n.path("lace.sock"), n.bpffs))
+	if f := find("other.toml"); !f.ok || f.text != "none on node edge-1" {
+		t.Errorf("without an L2 network: %+v", f)
 	}
 }

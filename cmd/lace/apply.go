@@ -101,12 +101,7 @@ func (a *application) look(ctx context.Context, usual string) error {
 
 // compare asks the agent what holds, and prints the difference.
 func (a *application) compare(ctx context.Context) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, lookDeadline)
-	defer cancel()
-	if a.now, err = control.Ask(ctx, a.socket, control.Request{Do: control.Plan}); err != nil {
-		return err
-	}
-	if err := a.now.Refusal(); err != nil {
+	if a.now, err = askAgent(ctx, a.socket, control.Request{Do: control.Plan}, lookDeadline); err != nil {
 		return err
 	}
 	if a.next.topo == nil {
@@ -126,7 +121,7 @@ func (a *application) compare(ctx context.Context) (err error) {
 func (a *application) changes() ([]plan.Change, error) {
 	var stay []plan.Attachment
 	for _, p := range a.now.Plan.Ports {
-		if n, ok := a.next.topo.Network(p.Network); ok && n.ID == p.NetworkID {
+		if stays(a.next.topo, p.Attachment) {
 			stay = append(stay, p.Attachment)
 		}
 	}
@@ -135,6 +130,12 @@ func (a *application) changes() ([]plan.Change, error) {
 		return nil, fmt.Errorf("plan node %s of %s: %w", a.now.Plan.Node, a.next.file, err)
 	}
 	return plan.Diff(a.now.Plan, next), nil
+}
+
+// stays says whether the network of a container is in a topology.
+func stays(t *topology.Topology, a plan.Attachment) bool {
+	n, ok := t.Network(a.Network)
+	return ok && n.ID == a.NetworkID
 }
 
 func (a *application) print(changes []plan.Change) error {
@@ -156,12 +157,7 @@ func (a *application) do(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, waitDeadline)
-	defer cancel()
-	done, err := control.Ask(ctx, a.socket, control.Request{Do: control.Apply, Topology: a.next.topo.Hash.String()})
-	if err == nil {
-		err = done.Refusal()
-	}
+	done, err := askAgent(ctx, a.socket, control.Request{Do: control.Apply, Topology: a.next.topo.Hash.String()}, waitDeadline)
 	if err != nil {
 		if failed := restore(); failed != nil {
 			return errors.Join(err, fmt.Errorf("put the old topology back: %w", failed))

@@ -46,6 +46,7 @@ subnets = ["10.60.0.0/16"]
 
 // fakePlane holds what it was last given, and touches no kernel.
 type fakePlane struct {
+	devices    // none: nobody asks for them
 	mu         sync.Mutex
 	held       *plan.Plan
 	generation uint32

@@ -30,8 +30,18 @@ func runCheck(_ context.Context, e *env, args []string) error {
 	if n := len(t.Peerings); n > 0 {
 		parts = append(parts, count(n, "peering"))
 	}
+	if n := endpoints(t); n > 0 {
+		parts = append(parts, count(n, "endpoint"))
+	}
 	_, err = fmt.Fprintf(e.stdout, "%s: ok, topology %s, %s\n", file, t.Hash, strings.Join(parts, ", "))
 	return err
+}
+
+func endpoints(t *topology.Topology) (n int) {
+	for _, network := range t.Networks {
+		n += len(network.Endpoints())
+	}
+	return n
 }
 
 func count(n int, noun string) string {

@@ -44,10 +44,11 @@ type tracked struct {
 	ToName      string     `json:"to_name,omitempty"`
 	ToNetwork   string     `json:"to_network"`
 	ToNode      string     `json:"to_node,omitempty"`
-	SID         netip.Addr `json:"sid,omitzero"`   // outer destination the way it was opened
-	File        string     `json:"file,omitempty"` // the topology
-	Line        uint32     `json:"line,omitempty"` // … and the line of it that lets the flow pass
-	Generation  uint32     `json:"generation"`     // of the tables that decided; another one is active: it is decided again
+	SID         netip.Addr `json:"sid,omitzero"`      // outer destination the way it was opened
+	File        string     `json:"file,omitempty"`    // the topology
+	Line        uint32     `json:"line,omitempty"`    // … and the line of it that lets the flow pass
+	Bridged     bool       `json:"bridged,omitempty"` // in frames that are carried as they are, inside of an L2 network
+	Generation  uint32     `json:"generation"`        // of the tables that decided; another one is active: it is decided again
 }
 
 // amount is what went one way: packets, and bytes from the IP header on.
@@ -301,7 +302,7 @@ func (n *names) tracked(c maps.Connection) *tracked {
 		Age: int64(c.Age.Seconds()), Idle: int64(c.Quiet().Seconds()), Sent: amount{c.Packets, c.Bytes}, OneWay: c.Answer == nil,
 		Container: from.Container, Name: from.Name, Network: from.Network, FromNode: from.Node,
 		ToContainer: to.Container, ToName: to.Name, ToNetwork: to.Network, ToNode: to.Node,
-		SID: c.SID, Line: c.Line, Generation: c.Generation,
+		SID: c.SID, Line: c.Line, Bridged: c.Bridged, Generation: c.Generation,
 	}
 	if isICMP(c.Protocol) {
 		t.ICMPID = c.Src.Port()
@@ -330,13 +331,14 @@ func (t *tracked) print(w io.Writer, asJSON bool) error {
 	if t.OneWay {
 		answered = "-"
 	}
-	_, err := fmt.Fprintf(w, listFormat, t.Protocol, t.State, span(t.Age), span(t.Idle), t.Sent, answered, t.flow(), ends(from, to, "?"))
-	if err == nil && t.Line != 0 {
-		_, err = fmt.Fprint(w, "  ", rule(t.File, t.Line))
+	line := fmt.Sprintf(listFormat, t.Protocol, t.State, span(t.Age), span(t.Idle), t.Sent, answered, t.flow(), ends(from, to, "?"))
+	if t.Line != 0 {
+		line += "  " + rule(t.File, t.Line)
 	}
-	if err == nil {
-		_, err = fmt.Fprintln(w)
+	if t.Bridged {
+		line += "  bridged"
 	}
+	_, err := fmt.Fprintln(w, line)
 	return err
 }
 

@@ -76,6 +76,8 @@ func TestConntrackPrints(t *testing.T) {
 			c.Protocol, c.Line = 1, 0
 			c.Src, c.Dst = netip.AddrPortFrom(c.Src.Addr(), 77), netip.AddrPortFrom(c.Dst.Addr(), 8)
 		}, "icmp  established  12m05s      3s      12/34.6K        9/7800  10.40.1.7 > 10.60.2.9 id 77           web (backend) > edge-2 (storage)\n"},
+		"inside of an L2 network": {func(c *maps.Connection) { c.Bridged, c.To, c.Line = true, 100, 0 },
+			"tcp   established  12m05s      3s      12/34.6K        9/7800  10.40.1.7:40000 > 10.60.2.9:80        web (backend) > edge-2 (backend)  bridged\n"},
 		"of nobody that is known": {func(c *maps.Connection) {
 			c.Protocol, c.Network, c.To, c.Peer = 47, 0, 0, 0
 			c.Src, c.Dst = netip.AddrPortFrom(c.Src.Addr(), 0), netip.AddrPortFrom(c.Dst.Addr(), 0)

@@ -12,14 +12,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/safchain/ethtool"
 	"golang.org/x/sys/unix"
 
 	"github.com/lace-net/lace/conf"
 	"github.com/lace-net/lace/dataplane"
+	"github.com/lace-net/lace/dataplane/netdev"
+	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/topology"
 )
 
@@ -89,6 +93,7 @@ func choose(ok bool, yes, no string) string {
 func hostFindings(e *env, s conf.Settings) []finding {
 	return []finding{
 		topologyFinding(e, s),
+		segmenterFinding(e, s),
 		socketFinding("containerd", s.Containerd, "start containerd, or name its socket: containerd = \"…\" in "+conf.DefaultFile),
 		nriFinding(s),
 		agentFinding(s),
@@ -109,6 +114,77 @@ func topologyFinding(e *env, s conf.Settings) finding {
 		return finding{"topology", false, fmt.Sprintf("%s names no node %q: add it, or say which one this is with node = \"…\" in %s", s.Topology, name, conf.DefaultFile)}
 	}
 	return finding{"topology", true, fmt.Sprintf("%s, hash %s, this is node %s", s.Topology, t.Hash.String(), name)}
+}
+
+const segmentsFound = "L2 networks"
+
+// segmenterFinding looks for what L2 networks need beside the programs: a veth that cuts what no kernel cuts in next header 143.
+func segmenterFinding(e *env, s conf.Settings) finding {
+	name, p, err := filePlan(e, s.Node, s.Topology)
+	if err != nil {
+		return finding{segmentsFound, true, "not known without a topology"}
+	}
+	if !slices.ContainsFunc(p.Networks, func(n plan.Network) bool { return n.Type == topology.L2 }) {
+		return finding{segmentsFound, true, "none on node " + name}
+	}
+	if !agentRuns(s.HookSocket) {
+		return finding{segmentsFound, true, "the agent makes the segmenter (laces0, laces1) when it starts"}
+	}
+	near, err := segmenterName()
+	if err != nil {
+		return finding{segmentsFound, false, err.Error()}
+	}
+	on, err := segmentationOf(near)
+	if err != nil {
+		return finding{segmentsFound, false, err.Error()}
+	}
+	return segmenterIs(near, on)
+}
+
+// segmenterIs judges the near end by the features that it has on.
+func segmenterIs(near string, on []string) finding {
+	if len(on) > 0 {
+		return finding{segmentsFound, false, fmt.Sprintf("%s has %s on, so frames that have to be cut are not: ethtool -K %[1]s %[3]s; the agent's log says why it could not",
+			near, strings.Join(on, ", "), strings.Join(on, " off ")+" off")}
+	}
+	return finding{segmentsFound, true, near + " cuts frames that the underlay does not take whole"}
+}
+
+func segmenterName() (string, error) {
+	dev, err := netdev.Open(slog.New(slog.DiscardHandler))
+	if err != nil {
+		return "", err
+	}
+	defer dev.Close()
+	near, _, err := dev.Segmenter()
+	if err != nil {
+		return "", err
+	}
+	links, err := dev.LinkNames()
+	if err == nil && near == 0 {
+		err = errors.New("the segmenter (laces0, laces1) is not there, so large frames to routers, and all with l2-gso = \"segment\", are refused as gso_frame: the agent's log says why it is not made; it needs CONFIG_VETH")
+	}
+	return links[uint32(near)], err
+}
+
+// segmentationOf are the features by which a device takes more than one packet at a time, and that are on.
+func segmentationOf(device string) (on []string, err error) {
+	e, err := ethtool.NewEthtool()
+	if err != nil {
+		return nil, fmt.Errorf("read the features of %s: %w", device, err)
+	}
+	defer e.Close()
+	features, err := e.Features(device)
+	if err != nil {
+		return nil, fmt.Errorf("read the features of %s: %w", device, err)
+	}
+	for feature, is := range features {
+		if is && strings.HasPrefix(feature, "tx-") && strings.HasSuffix(feature, "-segmentation") {
+			on = append(on, feature)
+		}
+	}
+	slices.Sort(on)
+	return on, nil
 }
 
 func socketFinding(what, path, fix string) finding {

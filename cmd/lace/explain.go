@@ -5,7 +5,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -30,15 +29,16 @@ import (
 // explanation is what `lace explain` prints.
 type explanation struct {
 	From    origin        `json:"from"`
-	To      string        `json:"to"` // "10.50.2.7:5432/tcp"
+	To      string        `json:"to"` // "10.50.2.7:5432/tcp", or a MAC address
 	Steps   []explainStep `json:"steps"`
 	Verdict string        `json:"verdict"` // "passed", "refused", "ended", or "none": handed to the host
 	Reason  string        `json:"reason,omitempty"`
 	Meaning string        `json:"meaning,omitempty"`
 	Line    *topologyLine `json:"line,omitempty"`
 	Way     *way          `json:"way,omitempty"`
-	Flow    *liveFlow     `json:"flow,omitempty"` // of the same kind, that is open now
-	Next    string        `json:"next,omitempty"` // what the other node has to say
+	Answer  string        `json:"answer,omitempty"` // to a question who has an address
+	Flow    *liveFlow     `json:"flow,omitempty"`   // of the same kind, that is open now
+	Next    string        `json:"next,omitempty"`   // what the other node has to say
 	Notes   []string      `json:"notes,omitempty"`
 }
 
@@ -60,7 +60,7 @@ type topologyLine struct {
 	Text string `json:"text,omitempty"` // empty where the file is not what it was
 }
 
-// way is where a packet goes: to a container here, or to a node.
+// way is where a packet goes: to a container here, to a node, or to many.
 type way struct {
 	Container string     `json:"container,omitempty"`
 	Interface string     `json:"interface,omitempty"`
@@ -68,6 +68,7 @@ type way struct {
 	SID       netip.Addr `json:"sid,omitzero"`
 	Source    netip.Addr `json:"source,omitzero"` // outer
 	MTU       uint16     `json:"mtu,omitempty"`   // largest packet on the way
+	Copies    *copies    `json:"copies,omitempty"`
 }
 
 // liveFlow is a flow that is open now between the same ends.
@@ -84,8 +85,8 @@ func runExplain(ctx context.Context, e *env, args []string) error {
 	flags := newFlags("explain")
 	file := flags.String("config", conf.DefaultFile, "settings `FILE`")
 	asJSON := flags.Bool("json", false, "print JSON")
-	from := flags.String("from", "", "`CONTAINER` of this node (name, namespace/id) or an address of it or of another node")
-	to := flags.String("to", "", "`ADDRESS:PORT/PROTO`, as 10.40.2.7:80/tcp, [fd40::7]:53/udp or 10.40.2.7/icmp")
+	from := flags.String("from", "", "`CONTAINER` or device of this node (name, namespace/id) or an address of it or of another node")
+	to := flags.String("to", "", "`ADDRESS:PORT/PROTO`, as 10.40.2.7:80/tcp, [fd40::7]:53/udp or 10.40.2.7/icmp; 10.50.0.7/arp or fd50::7/nd for who has it; or a MAC address")
 	network := flags.String("network", "", "the `network` of --from, where it could be in several")
 	if err := parseFlags(flags, args, 0); err != nil {
 		return err
@@ -111,9 +112,7 @@ func runExplain(ctx context.Context, e *env, args []string) error {
 		return err
 	}
 	if *asJSON {
-		enc := json.NewEncoder(e.stdout)
-		enc.SetIndent("", "  ")
-		return enc.Encode(result)
+		return printJSON(e.stdout, result)
 	}
 	return result.print(e.stdout)
 }
@@ -132,15 +131,15 @@ type explainer struct {
 
 func newExplainer(ctx context.Context, e *env, s conf.Settings) (*explainer, error) {
 	x := &explainer{bpffs: s.BPFFS, file: s.Topology}
-	if err := x.readPlan(ctx, e, s); err != nil {
-		return nil, err
-	}
 	var err error
 	if x.dev, err = netdev.Open(slog.New(slog.DiscardHandler)); err != nil {
 		return nil, err
 	}
 	if x.ports, err = x.dev.Ports(); err == nil {
 		x.links, err = x.dev.LinkNames()
+	}
+	if err == nil {
+		err = x.readPlan(ctx, e, s)
 	}
 	if err != nil {
 		x.dev.Close()
@@ -151,12 +150,7 @@ func newExplainer(ctx context.Context, e *env, s conf.Settings) (*explainer, err
 
 // readPlan asks the agent, which knows what holds; without one the file has to do.
 func (x *explainer) readPlan(ctx context.Context, e *env, s conf.Settings) error {
-	ctx, cancel := context.WithTimeout(ctx, lookDeadline)
-	defer cancel()
-	now, err := control.Ask(ctx, s.ControlSocket(), control.Request{Do: control.Plan})
-	if err == nil {
-		err = now.Refusal()
-	}
+	now, err := askAgent(ctx, s.ControlSocket(), control.Request{Do: control.Plan}, lookDeadline)
 	if errors.Is(err, control.ErrNoAgent) {
 		return x.readFile(e, s.Node)
 	}
@@ -180,7 +174,13 @@ func (x *explainer) readFile(e *env, node string) (err error) {
 	if node, err = nodeName(e, node); err != nil {
 		return err
 	}
-	if x.plan, err = plan.Build(x.topo, node, nil); err != nil {
+	var stay []plan.Attachment
+	for _, p := range x.ports {
+		if stays(x.topo, p.Attachment) {
+			stay = append(stay, p.Attachment)
+		}
+	}
+	if x.plan, err = plan.Build(x.topo, node, stay); err != nil {
 		return fmt.Errorf("plan node %s of %s: %w", node, x.file, err)
 	}
 	x.notes = append(x.notes, "no agent runs: the tables are as the last one left them, names and lines are those of "+x.file)
@@ -205,11 +205,13 @@ func (x *explainer) explain(from, network string, to target) (*explanation, erro
 	if err != nil {
 		return nil, err
 	}
-	r := &explanation{From: *o, To: to.String(), Notes: x.notes}
+	r := &explanation{From: *o, To: to.String(), Answer: answered(outcome.Reason, to, outcome.Frame), Notes: x.notes}
 	if err := x.tell(r, outcome); err != nil {
 		return nil, err
 	}
-	r.Flow, err = x.openFlow(o, to)
+	if to.flows() {
+		r.Flow, err = x.openFlow(o, to)
+	}
 	return r, err
 }
 
@@ -231,17 +233,37 @@ func (x *explainer) tell(r *explanation, o hook.Outcome) error {
 	case last.Verdict != bpf.LaceVerdictVERDICT_STEP:
 		r.Verdict, r.Reason = trace.VerdictName(last.Verdict), maps.ReasonName(last.Reason)
 		r.Meaning = maps.ReasonHelp(last.Reason)
-	case o.Reason != 0: // without a flow: what the gateway answers
+	case o.Reason != 0: // without a flow: what is answered at once
 		r.Verdict, r.Reason, r.Meaning = "passed", maps.ReasonName(o.Reason), maps.ReasonHelp(o.Reason)
 	default:
 		r.Verdict, r.Meaning = "none", "no packet for Lace: the host's own stack gets it"
 	}
 	r.Line = x.line(last.Line)
 	if last.Verdict == bpf.LaceVerdictVERDICT_PASSED {
-		r.Way = x.way(last, o.Frame)
-		r.Next = x.next(r, last)
-	} else if r.From.Node != "" {
+		return x.tellWay(r, last, o.Frame)
+	}
+	if r.From.Node != "" {
 		r.Next = x.sender(r)
+	}
+	return nil
+}
+
+// tellWay names where a packet goes that went on.
+func (x *explainer) tellWay(r *explanation, ev trace.Event, frame []byte) error {
+	if ev.Reason != bpf.LaceReasonREASON_REPLICATED {
+		r.Way = x.way(ev, frame)
+		r.Next = x.next(r, ev)
+		return nil
+	}
+	to, err := x.copiesOf(ev, r.From.Node == "")
+	if err != nil {
+		return err
+	}
+	r.Way = &way{Copies: to}
+	if r.From.Node != "" {
+		r.Next = x.sender(r)
+	} else if len(to.Nodes) > 0 {
+		r.Next = fmt.Sprintf("each of these nodes copies it to its own ports. There run: %s", r.again())
 	}
 	return nil
 }
@@ -257,10 +279,8 @@ func (x *explainer) way(ev trace.Event, frame []byte) *way {
 	w := &way{MTU: ev.MTU}
 	if ev.Output != 0 {
 		w.Interface = x.link(ev.Output)
-		for _, p := range x.ports {
-			if uint32(p.Index) == ev.Output {
-				w.Container = title(p.Attachment)
-			}
+		if p := x.portAt(ev.Output); p != nil {
+			w.Container = title(p.Attachment)
 		}
 		return w
 	}
@@ -278,6 +298,9 @@ func (x *explainer) next(r *explanation, ev trace.Event) string {
 	}
 	if p := x.peerOf(ev.Peer); p != nil && p.Kind == topology.KindRouter {
 		return fmt.Sprintf("%s is a router: what it does with the packet is its own affair", p.Name)
+	}
+	if x.isSegment(topology.NetworkID(ev.Network)) && ev.Network == ev.To {
+		return fmt.Sprintf("%s looks for the port that it is for. On %[1]s run: %s", r.Way.Node, r.again())
 	}
 	return fmt.Sprintf("%s will be asked: may network %s open flows to %s at %s? On %[1]s run: %[5]s",
 		r.Way.Node, x.network(ev.Network), x.network(ev.To), r.To, r.again())
@@ -436,6 +459,9 @@ func (r *explanation) print(out io.Writer) error {
 	if r.Way != nil {
 		fmt.Fprintf(w, "way\t%s\n", r.Way)
 	}
+	if r.Answer != "" {
+		fmt.Fprintf(w, "answer\t%s\n", r.Answer)
+	}
 	if r.Flow != nil {
 		fmt.Fprintf(w, "flow\t%s\n", r.Flow)
 	}
@@ -483,6 +509,9 @@ func (l *topologyLine) String() string {
 }
 
 func (w *way) String() string {
+	if w.Copies != nil {
+		return w.Copies.String()
+	}
 	if w.Node == "" {
 		s := "container " + cmp.Or(w.Container, "that is gone") + ", interface " + w.Interface
 		if w.MTU > 0 {

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/lace-net/lace/dataplane/hook"
 	"github.com/lace-net/lace/dataplane/netdev"
 	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/topology"
@@ -17,7 +16,7 @@ import (
 
 // origin is where a flow comes from: a container here, or an address of another node.
 type origin struct {
-	Addr      netip.Addr `json:"address"`
+	Addr      netip.Addr `json:"address,omitzero"`
 	Network   string     `json:"network"`
 	Container string     `json:"container,omitempty"`
 	Name      string     `json:"name,omitempty"`
@@ -30,6 +29,9 @@ type origin struct {
 }
 
 func (o *origin) describe() string {
+	if o.port != nil && !o.Addr.IsValid() {
+		return fmt.Sprintf("%s, network %s, interface %s", title(o.port.Attachment), o.Network, o.Interface)
+	}
 	if o.port != nil {
 		return fmt.Sprintf("%s, network %s, %s, interface %s", title(o.port.Attachment), o.Network, o.Addr, o.Interface)
 	}
@@ -50,7 +52,7 @@ func (x *explainer) findOrigin(from, network string, to target) (*origin, error)
 	addr, err := netip.ParseAddr(from)
 	isAddr := err == nil
 	if isAddr {
-		if addr.Is4() != to.addr.Is4() {
+		if to.addr.IsValid() && addr.Is4() != to.addr.Is4() {
 			return nil, fmt.Errorf("%s and %s are of different families", addr, to.addr)
 		}
 		found = append(found, x.remote(addr)...)
@@ -58,6 +60,7 @@ func (x *explainer) findOrigin(from, network string, to target) (*origin, error)
 	if network != "" {
 		found = slices.DeleteFunc(found, func(o *origin) bool { return o.Network != network })
 	}
+	found = x.wayOut(found, to)
 	switch {
 	case len(found) == 1:
 		return found[0], nil
@@ -77,17 +80,63 @@ func listOrigins(found []*origin) string {
 	return b.String()
 }
 
+// wayOut leaves of several interfaces of one container the one that its own routes lead to the target by: the longest match. A frame, and
+// what is for many, goes into an L2 network.
+func (x *explainer) wayOut(found []*origin, to target) []*origin {
+	if len(found) < 2 || slices.ContainsFunc(found, func(o *origin) bool { return o.port == nil || o.Container != found[0].Container }) {
+		return found
+	}
+	best, longest := []*origin{}, 0
+	for _, o := range found {
+		bits := x.match(o.port, to)
+		if bits > longest {
+			best, longest = nil, bits
+		}
+		if bits == longest && bits > 0 {
+			best = append(best, o)
+		}
+	}
+	if len(best) == 0 {
+		return found
+	}
+	return best
+}
+
+// match is by how many bits, and one, the routes of an interface lead to the target; 0: not at all.
+func (x *explainer) match(p *netdev.Port, to target) (longest int) {
+	port := x.planned(p)
+	if port == nil {
+		return 0
+	}
+	if _, many := groupMAC(to.addr); many || to.proto == frameTarget {
+		return int(port.Type) // L2 above L3
+	}
+	for _, prefix := range slices.Concat(port.Prefixes, port.Routes) {
+		if prefix.Masked().Contains(to.addr) {
+			longest = max(longest, prefix.Bits()+1)
+		}
+	}
+	return longest
+}
+
+// planned is the plan's word for an interface; nil where its network has gone.
+func (x *explainer) planned(p *netdev.Port) *plan.Port {
+	for i := range x.plan.Ports {
+		if x.plan.Ports[i].HostIf == p.HostIf {
+			return &x.plan.Ports[i]
+		}
+	}
+	return nil
+}
+
 // containers are those of this node that have the name, the id or the address, and an address of the target's family.
 func (x *explainer) containers(from string, to target) (found []*origin) {
 	for i := range x.ports {
 		p := &x.ports[i]
 		a := p.Attachment
-		addr := a.V6
-		if to.addr.Is4() {
-			addr = a.V4
-		}
+		addr, ok := to.of(a)
 		_, id, _ := strings.Cut(a.Container, "/")
-		if addr.IsValid() && slices.Contains([]string{a.Name, a.Container, id, addr.String()}, from) {
+		if ok && slices.Contains([]string{a.Name, a.Container, id, addr.String()}, from) {
 			found = append(found, &origin{Addr: addr, Network: a.Network, Container: a.Container, Name: a.Name, Interface: p.HostIf,
 				id: a.NetworkID, port: p})
 		}
@@ -136,6 +185,13 @@ func (x *explainer) whatIs(addr netip.Addr) string {
 			}
 		}
 	}
+	if x.topo != nil {
+		for _, n := range x.topo.Networks {
+			if why, is := n.Reserved(addr); is {
+				return fmt.Sprintf("it is %s, in network %s", why, n.Name)
+			}
+		}
+	}
 	for _, b := range x.plan.Blocks {
 		if b.Local && b.Prefix.Contains(addr) {
 			return fmt.Sprintf("it is in this node's block %s of network %s, and no container has it", b.Prefix, x.network(uint32(b.Network)))
@@ -155,42 +211,12 @@ func (x *explainer) whatIs(addr netip.Addr) string {
 	return "it is in no block of a network that this node has or is peered with"
 }
 
-// entrance is where and how a packet comes in.
-type entrance struct {
-	program hook.Program
-	ifindex int
-	frame   []byte
-}
-
-// enter makes up the first packet of the flow as it would come in on this node.
-func (x *explainer) enter(o *origin, to target) (entrance, error) {
-	packet, err := firstPacket(o.Addr, to)
-	if err != nil {
-		return entrance{}, err
-	}
-	if o.port != nil {
-		return entrance{hook.PodL3, o.port.Index, inEthernet(plan.GatewayMAC, o.port.Attachment.MAC, packet)}, nil
-	}
-	receiver, err := x.receiver(o, to)
-	if err != nil {
-		return entrance{}, err
-	}
-	sid := x.plan.Locator.SID(topology.EndDT46, receiver)
-	outer, err := inSRv6(o.peer.Locator.Source(o.id, 0), sid.Addr, x.plan.Encapsulation == topology.SRH, packet)
-	if err != nil {
-		return entrance{}, err
-	}
-	up, err := x.uplink()
-	if err != nil {
-		return entrance{}, err
-	}
-	// A raw uplink has no Ethernet header; the kernel cannot run a packet without one, and the decision is the same.
-	return entrance{hook.Uplink, up.Index, inEthernet(up.MAC, plan.MAC{}, outer)}, nil
-}
-
 // receiver is the network that the other node would name in the SID: the sender's own or a peered one, else any that
 // has the address here.
 func (x *explainer) receiver(o *origin, to target) (topology.NetworkID, error) {
+	if _, many := groupMAC(to.addr); many || to.proto == frameTarget {
+		return o.id, nil
+	}
 	var here []topology.NetworkID
 	for _, b := range x.plan.Blocks {
 		if b.Local && b.Prefix.Contains(to.addr) {

@@ -17,46 +17,90 @@ import (
 	"github.com/lace-net/lace/dataplane/plan"
 )
 
-// target is the far end of the flow that is asked about.
+// target is the far end of the flow that is asked about, or of a frame.
 type target struct {
 	addr  netip.Addr
-	port  uint16 // 0 for icmp
-	proto string // "tcp", "udp" or "icmp", which is ICMPv6 for an IPv6 address
+	port  uint16   // 0 for all but tcp and udp
+	proto string   // "tcp", "udp", "icmp", which is ICMPv6 for an IPv6 address; "arp" or "nd": the question who has the address; "frame"
+	mac   plan.MAC // of a frame, which is no IP
 }
 
-// parseTarget reads "10.40.2.7:80/tcp", "[fd40::7]:53/udp", "10.40.2.7/icmp", "fd40::7/icmp".
+// The word of a target that is a MAC address, and the EtherType of the frame that is made up: one for experiments (IEEE 802, 9.2.2).
+const (
+	frameTarget  = "frame"
+	experimental = 0x88b5
+)
+
+const targetForms = "write ADDRESS:PORT/tcp, ADDRESS:PORT/udp, ADDRESS/icmp, ADDRESS/arp (nd for IPv6), IPv6 with a port in brackets, or a MAC address"
+
+// parseTarget reads "10.40.2.7:80/tcp", "[fd40::7]:53/udp", "10.40.2.7/icmp", "fd40::7/icmp", "10.50.0.7/arp", "fd50::7/nd",
+// "02:4c:0a:32:00:07".
 func parseTarget(s string) (t target, err error) {
-	const forms = "write ADDRESS:PORT/tcp, ADDRESS:PORT/udp or ADDRESS/icmp, IPv6 in brackets"
+	if t.mac.UnmarshalText([]byte(s)) == nil {
+		t.proto = frameTarget
+		return t, nil
+	}
 	where, proto, ok := strings.Cut(s, "/")
 	if !ok {
-		return t, fmt.Errorf("%.80q names no protocol: %s", s, forms)
+		return t, fmt.Errorf("%.80q names no protocol: %s", s, targetForms)
 	}
 	t.proto = proto
 	switch proto {
-	case "icmp":
+	case "icmp", "arp", "nd":
 		if t.addr, err = netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(where, "["), "]")); err != nil {
-			return t, fmt.Errorf("%.80q is no address: %s", where, forms)
+			return t, fmt.Errorf("%.80q is no address: %s", where, targetForms)
 		}
 	case "tcp", "udp":
 		both, err := netip.ParseAddrPort(where)
 		if err != nil || both.Port() == 0 {
-			return t, fmt.Errorf("%.80q is no address with a port: %s", where, forms)
+			return t, fmt.Errorf("%.80q is no address with a port: %s", where, targetForms)
 		}
 		t.addr, t.port = both.Addr(), both.Port()
 	default:
-		return t, fmt.Errorf("protocol %.20q is not known: %s", proto, forms)
+		return t, fmt.Errorf("protocol %.20q is not known: %s", proto, targetForms)
 	}
-	if t.addr.Zone() != "" || t.addr.Is4In6() {
-		return t, fmt.Errorf("%s is no address of a container: %s", t.addr, forms)
+	return t, t.checkAddr()
+}
+
+func (t target) checkAddr() error {
+	switch {
+	case t.addr.Zone() != "" || t.addr.Is4In6():
+		return fmt.Errorf("%s is no address of a container: %s", t.addr, targetForms)
+	case t.proto == "arp" && t.addr.Is6():
+		return fmt.Errorf("ARP asks for IPv4 addresses: write %s/nd", t.addr)
+	case t.proto == "nd" && t.addr.Is4():
+		return fmt.Errorf("neighbour discovery asks for IPv6 addresses: write %s/arp", t.addr)
 	}
-	return t, nil
+	return nil
 }
 
 func (t target) String() string {
-	if t.proto != "icmp" {
+	switch t.proto {
+	case frameTarget:
+		return t.mac.String()
+	case "tcp", "udp":
 		return netip.AddrPortFrom(t.addr, t.port).String() + "/" + t.proto
 	}
-	return t.addr.String() + "/icmp"
+	return t.addr.String() + "/" + t.proto
+}
+
+// asks says whether it is a question who has the address.
+func (t target) asks() bool { return t.proto == "arp" || t.proto == "nd" }
+
+// flows says whether it is a flow, of which there may be an open one.
+func (t target) flows() bool { return t.proto != frameTarget && !t.asks() }
+
+// of is the address from which a container sends to the target; ok is false where it has none of that family.
+func (t target) of(a plan.Attachment) (addr netip.Addr, ok bool) {
+	switch {
+	case t.addr.Is4():
+		return a.V4, a.V4.IsValid()
+	case t.addr.Is6():
+		return a.V6, a.V6.IsValid()
+	case a.V4.IsValid():
+		return a.V4, true
+	}
+	return a.V6, true
 }
 
 // protocol is the IP protocol number.
@@ -125,23 +169,102 @@ func upperLayers(network gopacket.NetworkLayer, to target) ([]gopacket.Serializa
 	return []gopacket.SerializableLayer{l, &layers.ICMPv6Echo{Identifier: fromPort, SeqNumber: 1}}, l.SetNetworkLayerForChecksum(network)
 }
 
-// inEthernet puts an IP packet into a frame.
-func inEthernet(dst, src plan.MAC, packet []byte) []byte {
-	kind := uint16(unix.ETH_P_IP)
-	if packet[0]>>4 == 6 {
-		kind = unix.ETH_P_IPV6
+// firstFrame is what goes to a MAC address: that packet, a question, or a frame that is no IP.
+func firstFrame(dst, src plan.MAC, from netip.Addr, to target) ([]byte, error) {
+	switch to.proto {
+	case "arp":
+		return ethernet(dst, src, unix.ETH_P_ARP, whoHas(src, from, to.addr)), nil
+	case "nd":
+		packet, err := solicitation(src, from, to.addr)
+		return ethernet(dst, src, unix.ETH_P_IPV6, packet), err
+	case frameTarget:
+		return ethernet(dst, src, experimental, make([]byte, leastPayload)), nil
 	}
-	b := append(net.HardwareAddr(dst[:]), src[:]...)
-	return append(binary.BigEndian.AppendUint16(b, kind), packet...)
+	packet, err := firstPacket(from, to)
+	if err != nil {
+		return nil, err
+	}
+	return inEthernet(dst, src, packet), nil
 }
 
-// inSRv6 puts an IP packet behind the outer header of another node: H.Encaps.Red, or with a routing header of one
-// segment H.Encaps (RFC 8986, section 5).
-func inSRv6(src, sid netip.Addr, srh bool, packet []byte) ([]byte, error) {
-	inner := layers.IPProtocolIPv4
-	if packet[0]>>4 == 6 {
-		inner = layers.IPProtocolIPv6
+const leastPayload = 46 // bytes, of an Ethernet frame
+
+// whoHas is an ARP request (RFC 826).
+func whoHas(mac plan.MAC, from, about netip.Addr) []byte {
+	b := append([]byte{0, 1, 8, 0, 6, 4, 0, layers.ARPRequest}, mac[:]...)
+	b = append(b, from.AsSlice()...)
+	return append(append(b, make([]byte, len(mac))...), about.AsSlice()...)
+}
+
+// solicitation is a neighbour solicitation with the asker's link-layer address (RFC 4861, section 4.3).
+func solicitation(mac plan.MAC, from, about netip.Addr) ([]byte, error) {
+	ip := &layers.IPv6{Version: 6, HopLimit: 255, NextHeader: layers.IPProtocolICMPv6, SrcIP: from.AsSlice(), DstIP: solicited(about).AsSlice()}
+	icmp := &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(layers.ICMPv6TypeNeighborSolicitation, 0)}
+	ask := &layers.ICMPv6NeighborSolicitation{TargetAddress: about.AsSlice(), Options: layers.ICMPv6Options{{Type: layers.ICMPv6OptSourceAddress, Data: mac[:]}}}
+	if err := icmp.SetNetworkLayerForChecksum(ip); err != nil {
+		return nil, err
 	}
+	b := gopacket.NewSerializeBuffer()
+	if err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, ip, icmp, ask); err != nil {
+		return nil, fmt.Errorf("make up a question for %s: %w", about, err)
+	}
+	return b.Bytes(), nil
+}
+
+// solicited is the group that whoever has an address listens to (RFC 4291, section 2.7.1).
+func solicited(a netip.Addr) netip.Addr {
+	group, b := netip.MustParseAddr("ff02::1:ff00:0").As16(), a.As16()
+	copy(group[13:], b[13:])
+	return netip.AddrFrom16(group)
+}
+
+// broadcast is the MAC address of all.
+var broadcast = plan.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+
+// groupMAC is the MAC address of a multicast group (RFC 1112, section 6.4; RFC 2464, section 7), or of all; ok is false where the address
+// is that of one.
+func groupMAC(a netip.Addr) (mac plan.MAC, ok bool) {
+	b := a.AsSlice()
+	switch {
+	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return broadcast, true
+	case !a.IsMulticast():
+		return mac, false
+	case a.Is4():
+		return plan.MAC{0x01, 0, 0x5e, b[1] & 0x7f, b[2], b[3]}, true
+	}
+	return plan.MAC{0x33, 0x33, b[12], b[13], b[14], b[15]}, true
+}
+
+// isGroup says whether a MAC address is that of many.
+func isGroup(m plan.MAC) bool { return m[0]&1 != 0 }
+
+// inEthernet puts an IP packet into a frame.
+func inEthernet(dst, src plan.MAC, packet []byte) []byte {
+	if packet[0]>>4 == 6 {
+		return ethernet(dst, src, unix.ETH_P_IPV6, packet)
+	}
+	return ethernet(dst, src, unix.ETH_P_IP, packet)
+}
+
+func ethernet(dst, src plan.MAC, etherType uint16, payload []byte) []byte {
+	b := append(net.HardwareAddr(dst[:]), src[:]...)
+	return append(binary.BigEndian.AppendUint16(b, etherType), payload...)
+}
+
+// Next headers of what is in SRv6; gopacket has no name for that of a frame (RFC 8986, section 10.1).
+const framed layers.IPProtocol = 143
+
+func innerOf(packet []byte) layers.IPProtocol {
+	if packet[0]>>4 == 6 {
+		return layers.IPProtocolIPv6
+	}
+	return layers.IPProtocolIPv4
+}
+
+// inSRv6 puts an IP packet or a frame behind the outer header of another node: H.Encaps.Red, or with a routing header of one
+// segment H.Encaps (RFC 8986, section 5).
+func inSRv6(src, sid netip.Addr, srh bool, inner layers.IPProtocol, packet []byte) ([]byte, error) {
 	outer := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: inner, SrcIP: src.AsSlice(), DstIP: sid.AsSlice()}
 	if srh {
 		header := append([]byte{byte(inner), 2, 4, 0, 0, 0, 0, 0}, sid.AsSlice()...) // RFC 8754, section 2

@@ -153,13 +153,19 @@ func (n *edge) open() *edge {
 	return n
 }
 
-// container attaches a namespace of its own.
+// container attaches a namespace of its own to a network.
 func (n *edge) container(name, network, addr string) netns.NsHandle {
+	n.t.Helper()
+	return n.wired(name, dataplane.Interface{Network: network, IPs: []netip.Addr{netip.MustParseAddr(addr)}, Gateway: true})
+}
+
+// wired attaches a namespace of its own to several.
+func (n *edge) wired(name string, all ...dataplane.Interface) netns.NsHandle {
 	n.t.Helper()
 	ns := newNetns(n.t)
 	n.in(func() error {
-		_, err := n.plane.Attach(n.t.Context(), dataplane.Request{Container: "default/" + name, Name: name, Network: network,
-			IPs: []netip.Addr{netip.MustParseAddr(addr)}, Netns: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(ns)), IfName: "eth0"})
+		_, err := n.plane.Attach(n.t.Context(), dataplane.Request{Container: "default/" + name, Name: name, Interfaces: all,
+			Netns: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(ns))})
 		return err
 	})
 	return ns

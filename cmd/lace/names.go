@@ -20,16 +20,23 @@ import (
 // and networks as the topology file of the settings does. It is best effort. What has no name keeps its number, as does
 // everything that the file names where the agent works with another one.
 type names struct {
-	dev      *netdev.Handle
-	node     string // this one
-	file     string // of the topology
-	locator  topology.Locator
-	networks map[uint32]string
-	peers    []plan.Peer
-	ports    map[uint32]plan.Attachment // by the index of their host end
-	places   map[place]plan.Attachment
-	links    map[uint32]string
-	looked   time.Time
+	dev       *netdev.Handle
+	node      string // this one
+	file      string // of the topology
+	locator   topology.Locator
+	networks  map[uint32]string
+	peers     []plan.Peer
+	endpoints map[stationKey]string      // of other nodes
+	ports     map[uint32]plan.Attachment // by the index of their host end
+	places    map[place]plan.Attachment
+	links     map[uint32]string
+	looked    time.Time
+}
+
+// stationKey is a MAC address in an L2 network.
+type stationKey struct {
+	network topology.NetworkID
+	mac     plan.MAC
 }
 
 // place is where a container is in the overlay.
@@ -85,14 +92,19 @@ func (n *names) look() error {
 
 // readTopology goes on without what a broken file would tell.
 func (n *names) readTopology() {
-	n.networks = map[uint32]string{}
+	n.networks, n.endpoints = map[uint32]string{}, map[stationKey]string{}
 	t, err := topology.Load(n.file)
 	if err != nil {
 		return
 	}
 	n.networks = networkNames(t)
-	if p, err := plan.Build(t, n.node, nil); err == nil {
-		n.peers, n.locator = p.Peers, p.Locator
+	p, err := plan.Build(t, n.node, nil)
+	if err != nil {
+		return
+	}
+	n.peers, n.locator = p.Peers, p.Locator
+	for _, s := range p.Stations {
+		n.endpoints[stationKey{s.Network, s.MAC}] = s.Name
 	}
 }
 
@@ -136,10 +148,8 @@ func (n *names) peer(index uint32, at netip.Addr) string {
 	if index == 0 {
 		return ""
 	}
-	for _, p := range n.peers {
-		if at.IsValid() && p.Locator.IsValid() && p.Locator.Contains(at) {
-			return p.Name
-		}
+	if name := n.nodeAt(at); name != "" {
+		return name
 	}
 	for _, p := range n.peers {
 		if p.Index == index {
@@ -147,6 +157,16 @@ func (n *names) peer(index uint32, at netip.Addr) string {
 		}
 	}
 	return fmt.Sprintf("node#%d", index)
+}
+
+// nodeAt is the name of the other node whose locator has an address; "" where there is none.
+func (n *names) nodeAt(at netip.Addr) string {
+	for _, p := range n.peers {
+		if at.IsValid() && p.Locator.IsValid() && p.Locator.Contains(at) {
+			return p.Name
+		}
+	}
+	return ""
 }
 
 // isOwn says whether a SID is one of this node's.

@@ -19,10 +19,17 @@ import (
 	"github.com/lace-net/lace/topology"
 )
 
-// plane is what a reload needs of the data plane.
+// plane is what the control socket needs of the data plane.
 type plane interface {
 	Apply(context.Context, *topology.Topology) (dataplane.Applied, error)
 	Plan() *plan.Plan
+	devices
+}
+
+// devices are what of it concerns devices of the host.
+type devices interface {
+	AttachDevice(context.Context, dataplane.DeviceRequest) (dataplane.Port, error)
+	DetachDevice(ctx context.Context, device string) error
 }
 
 // applyDeadline bounds a reload; a topology of a hundred nodes takes less than a second.
@@ -38,8 +45,13 @@ type reloader struct {
 
 // answer is what the agent's control socket says.
 func (r *reloader) answer(ctx context.Context, q control.Request) control.Answer {
-	if q.Do == control.Plan {
+	switch q.Do {
+	case control.Plan:
 		return control.Answer{File: r.file, Plan: r.plane.Plan()}
+	case control.Attach:
+		return attachDevice(ctx, r.plane, *q.Device)
+	case control.Detach:
+		return detachDevice(ctx, r.plane, q.Device.Device)
 	}
 	applied, err := r.reload(ctx, q.Topology)
 	if err != nil {

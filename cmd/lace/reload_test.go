@@ -78,16 +78,30 @@ func (n *edge) apply(args ...string) (string, error) {
 	return out.String(), err
 }
 
-// spaced applies in the node's namespace, where a real agent is as a whole.
+// spaced works in the node's namespace, where a real agent is as a whole.
 type spaced struct{ *edge }
+
+func (s spaced) there(f func()) {
+	done := make(chan struct{})
+	s.work <- func() { f(); close(done) }
+	<-done
+}
 
 func (s spaced) Plan() *plan.Plan { return s.plane.Plan() }
 
 func (s spaced) Apply(ctx context.Context, t *topology.Topology) (applied dataplane.Applied, err error) {
-	done := make(chan struct{})
-	s.work <- func() { applied, err = s.plane.Apply(ctx, t); close(done) }
-	<-done
+	s.there(func() { applied, err = s.plane.Apply(ctx, t) })
 	return applied, err
+}
+
+func (s spaced) AttachDevice(ctx context.Context, r dataplane.DeviceRequest) (p dataplane.Port, err error) {
+	s.there(func() { p, err = s.plane.AttachDevice(ctx, r) })
+	return p, err
+}
+
+func (s spaced) DetachDevice(ctx context.Context, device string) (err error) {
+	s.there(func() { err = s.plane.DetachDevice(ctx, device) })
+	return err
 }
 
 // serve lets the node's data plane be asked as that of an agent.

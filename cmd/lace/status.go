@@ -5,7 +5,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -29,7 +28,7 @@ type status struct {
 	Topology   string          `json:"topology"`
 	Problem    string          `json:"problem,omitempty"` // why the topology file cannot be told of
 	Agent      bool            `json:"agent"`
-	Networks   []plan.Network  `json:"networks"`
+	Networks   []networkStatus `json:"networks"`
 	Peers      []peerStatus    `json:"peers"`
 	Ports      []portStatus    `json:"ports"`
 	Conntrack  fill            `json:"conntrack"`
@@ -38,6 +37,22 @@ type status struct {
 	Traffic    []trafficStatus `json:"traffic"`    // of each network
 
 	names map[uint32]string // of networks
+}
+
+// networkStatus is a network of this node.
+type networkStatus struct {
+	plan.Network
+	Segment *segmentStatus `json:"segment,omitempty"` // of an L2 network
+}
+
+// segmentStatus is what an L2 network has more.
+type segmentStatus struct {
+	Gateways  []netip.Addr   `json:"gateways"`  // declared
+	Pools     []netip.Prefix `json:"pools"`     // this node's
+	Nodes     []string       `json:"nodes"`     // the others that have it
+	Endpoints int            `json:"endpoints"` // that the topology declares, at all nodes
+	Ports     int            `json:"ports"`     // containers and devices here
+	Learned   int            `json:"learned"`   // MAC addresses that only frames of other nodes tell of
 }
 
 type peerStatus struct {
@@ -56,6 +71,8 @@ type portStatus struct {
 	V6        netip.Addr `json:"v6"`
 	MAC       string     `json:"mac"`
 	HostIf    string     `json:"interface"`
+	IfName    string     `json:"if_name"`          // in the container
+	Device    bool       `json:"device,omitempty"` // a device of the host that was given by name
 	Up        bool       `json:"up"`
 	MTU       int        `json:"mtu"`
 }
@@ -94,9 +111,7 @@ func runStatus(_ context.Context, e *env, args []string) error {
 		return err
 	}
 	if *asJSON {
-		enc := json.NewEncoder(e.stdout)
-		enc.SetIndent("", "  ")
-		return enc.Encode(st)
+		return printJSON(e.stdout, st)
 	}
 	return st.print(e.stdout)
 }
@@ -113,7 +128,7 @@ func readStatus(e *env, s conf.Settings) (*status, error) {
 	}
 	defer dev.Close()
 	// Empty lists, not null, for the readers of the JSON.
-	st := &status{Node: node, Agent: agentRuns(s.HookSocket), Networks: []plan.Network{}, Peers: []peerStatus{},
+	st := &status{Node: node, Agent: agentRuns(s.HookSocket), Networks: []networkStatus{}, Peers: []peerStatus{},
 		Ports: []portStatus{}, Counters: []counterStatus{}, Traffic: []trafficStatus{}}
 	if p, err := st.readTopology(s.Topology); err != nil {
 		st.Problem = err.Error()
@@ -136,8 +151,46 @@ func (st *status) readTopology(file string) (*plan.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	st.Topology, st.Networks = t.Hash.String(), append(st.Networks, p.Networks...)
+	st.Topology = t.Hash.String()
+	for _, planned := range p.Networks {
+		row := networkStatus{Network: planned}
+		if n, ok := t.Network(planned.Name); ok && n.Type == topology.L2 {
+			row.Segment = segmentOf(t, n, st.Node)
+		}
+		st.Networks = append(st.Networks, row)
+	}
 	return p, nil
+}
+
+func segmentOf(t *topology.Topology, n *topology.Network, node string) *segmentStatus {
+	s := &segmentStatus{Gateways: []netip.Addr{}, Pools: []netip.Prefix{}, Nodes: []string{}, Endpoints: len(n.Endpoints())}
+	own := n.Block(node)
+	for _, pool := range []netip.Prefix{own.V4, own.V6} {
+		if pool.IsValid() {
+			s.Pools = append(s.Pools, pool)
+		}
+	}
+	for _, g := range []netip.Addr{n.Gateway4, n.Gateway6} {
+		if g.IsValid() {
+			s.Gateways = append(s.Gateways, g)
+		}
+	}
+	for _, other := range t.Nodes {
+		if other.Name != node && n.On(other.Name) {
+			s.Nodes = append(s.Nodes, other.Name)
+		}
+	}
+	return s
+}
+
+// segment is what is told of an L2 network; nil where there is none of that number.
+func (st *status) segment(id topology.NetworkID) *segmentStatus {
+	for _, n := range st.Networks {
+		if n.ID == id {
+			return n.Segment
+		}
+	}
+	return nil
 }
 
 func (st *status) readPeers(dev *netdev.Handle, p *plan.Plan) error {
@@ -163,7 +216,10 @@ func (st *status) readPorts(dev *netdev.Handle) error {
 	for _, p := range ports {
 		a := p.Attachment
 		st.Ports = append(st.Ports, portStatus{Container: a.Container, Name: a.Name, Network: a.Network, V4: a.V4, V6: a.V6,
-			MAC: a.MAC.String(), HostIf: p.HostIf, Up: p.Up, MTU: p.MTU})
+			MAC: a.MAC.String(), HostIf: p.HostIf, IfName: a.IfName, Device: a.Device != "", Up: p.Up, MTU: p.MTU})
+		if s := st.segment(a.NetworkID); s != nil {
+			s.Ports++
+		}
 	}
 	slices.SortFunc(st.Ports, func(a, b portStatus) int {
 		return cmp.Or(cmp.Compare(a.Network, b.Network), a.V4.Compare(b.V4), a.V6.Compare(b.V6))
@@ -186,7 +242,19 @@ func (st *status) readTables(bpffs string) error {
 	if err := st.readCounters(m); err != nil {
 		return err
 	}
+	if err := st.readLearned(m); err != nil {
+		return err
+	}
 	return st.readTraffic(m)
+}
+
+func (st *status) readLearned(m *maps.Maps) error {
+	return m.EachLearned(func(l maps.Sighting) error {
+		if s := st.segment(l.Network); s != nil {
+			s.Learned++
+		}
+		return nil
+	})
 }
 
 func (st *status) readConntrack(m *maps.Maps) error {
@@ -234,17 +302,14 @@ func (st *status) print(out io.Writer) error {
 	}
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(w, "node\t%s\ntopology\t%s\nagent\t%s\n", st.Node, cmp.Or(st.Topology, indented(st.Problem)), agent)
-	fmt.Fprintf(w, "\nNETWORK\tID\tSID\tGATEWAYS\n")
-	for _, n := range st.Networks {
-		fmt.Fprintf(w, "%s\t%d\t%s\t%v\n", n.Name, n.ID, n.SID, n.Gateways)
-	}
+	st.printNetworks(w)
 	fmt.Fprintf(w, "\nPEER\tLOCATOR\tNEXT HOP\n")
 	for _, p := range st.Peers {
 		fmt.Fprintf(w, "%s\t%s\t%s\n", p.Name, p.Locator, p.hop())
 	}
-	fmt.Fprintf(w, "\nCONTAINER\tNETWORK\tIPV4\tIPV6\tINTERFACE\tMTU\n")
+	fmt.Fprintf(w, "\nCONTAINER\tNETWORK\tAS\tIPV4\tIPV6\tINTERFACE\tMTU\n")
 	for _, p := range st.Ports {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\n", cmp.Or(p.Name, p.Container), p.Network, text(p.V4), text(p.V6), p.HostIf, p.MTU)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\n", cmp.Or(p.Name, p.Container), p.Network, p.as(), text(p.V4), text(p.V6), p.HostIf, p.MTU)
 	}
 	fmt.Fprintf(w, "\nCONNTRACK\tGENERATION\n%s\t%d\n", st.Conntrack, st.Generation)
 	fmt.Fprintf(w, "\nREASON\tPACKETS\tBYTES\tMEANING\n")
@@ -256,6 +321,43 @@ func (st *status) print(out io.Writer) error {
 		fmt.Fprintf(w, "%s\t%s\t%d\t%d\n", cmp.Or(c.Network, "-"), c.Reason, c.Packets, c.Bytes)
 	}
 	return w.Flush()
+}
+
+func (st *status) printNetworks(w io.Writer) {
+	segments := 0
+	fmt.Fprintf(w, "\nNETWORK\tID\tTYPE\tSID\tGATEWAYS\n")
+	for _, n := range st.Networks {
+		gateways := fmt.Sprint(n.Gateways)
+		if n.Segment != nil {
+			segments++
+			gateways = fmt.Sprint(n.Segment.Gateways)
+		}
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", n.Name, n.ID, n.Type, n.SID, gateways)
+	}
+	if segments == 0 {
+		return
+	}
+	fmt.Fprintf(w, "\nL2 NETWORK\tPOOLS\tFLOOD\tPORTS\tENDPOINTS\tLEARNED\tNODES\n")
+	for _, n := range st.Networks {
+		if s := n.Segment; s != nil {
+			fmt.Fprintf(w, "%s\t%v\t%s\t%d\t%d\t%d\t%s\n", n.Name, s.Pools, n.flood(), s.Ports, s.Endpoints, s.Learned, listed(s.Nodes, "other"))
+		}
+	}
+}
+
+func (n networkStatus) flood() string {
+	if !n.Flood {
+		return "off"
+	}
+	return fmt.Sprintf("%d/s", n.FloodRate)
+}
+
+// as is the name of the interface in the container.
+func (p portStatus) as() string {
+	if p.Device {
+		return "device"
+	}
+	return p.IfName
 }
 
 func (p peerStatus) hop() string {

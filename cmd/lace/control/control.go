@@ -2,7 +2,8 @@
 
 // Package control is the language between the agent and the commands of its own host: one JSON request, one JSON
 // answer, over a unix socket that is root's alone. The agent's topology file is the one truth on a host, so a request never
-// carries a topology: it asks what holds, or has the agent read its file again.
+// carries a topology: it asks what holds, or has the agent read its file again. Devices of the host are given their place in a network, and
+// taken out of it, by requests too.
 package control
 
 import (
@@ -26,8 +27,10 @@ const Version = 1
 
 // What a request may ask.
 const (
-	Plan  = "plan"  // what the agent's node holds
-	Apply = "apply" // read the topology file again, and make it true
+	Plan   = "plan"   // what the agent's node holds
+	Apply  = "apply"  // read the topology file again, and make it true
+	Attach = "attach" // put a device of the host into an L2 network, or find it there
+	Detach = "detach" // … and take it out of its network; one that is in none is fine
 )
 
 const (
@@ -42,7 +45,8 @@ type Request struct {
 	Do      string `json:"do"`
 	// Topology is the hash of the file that the caller has in mind; an agent that finds another one changes
 	// nothing. Empty: whatever is there.
-	Topology string `json:"topology,omitempty"`
+	Topology string  `json:"topology,omitempty"`
+	Device   *Device `json:"device,omitempty"` // Attach and Detach only
 }
 
 // Answer is what the agent says. The fields of what was not asked are zero.
@@ -54,6 +58,7 @@ type Answer struct {
 	Generation uint32          `json:"generation"`        // that is active
 	Changed    bool            `json:"changed,omitempty"` // it differs from the one before
 	Took       time.Duration   `json:"took,omitempty"`    // ns
+	Joined     *Joined         `json:"joined,omitempty"`  // how the device is in its network
 }
 
 // Refusal is why the agent did not do what it was asked: of type topology.Errors when its file is wrong, nil when
@@ -117,10 +122,13 @@ func parseRequest(b []byte) (r Request, err error) {
 	if r.Version != Version {
 		return r, fmt.Errorf("request has version %d, this agent speaks %d: use the lace of the agent's release", r.Version, Version)
 	}
-	if r.Do != Plan && r.Do != Apply {
-		return r, fmt.Errorf("request asks for %.20q; known are %s and %s", r.Do, Plan, Apply)
+	switch r.Do {
+	case Attach, Detach:
+		return r, r.Device.check(r.Do)
+	case Plan, Apply:
+		return r, nil
 	}
-	return r, nil
+	return r, fmt.Errorf("request asks for %.20q; known are %s, %s, %s and %s", r.Do, Plan, Apply, Attach, Detach)
 }
 
 // read decodes one JSON value of at most limit bytes from r, which has to end after it.

@@ -8,9 +8,11 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/plugin/socket"
 	"github.com/lace-net/lace/topology"
 )
@@ -84,6 +87,21 @@ func TestAskAndAnswer(t *testing.T) {
 		if got := st.Mode().Perm(); got != want {
 			t.Errorf("%s has mode %o, want %o", p, got, want)
 		}
+	}
+}
+
+// What a device is to be arrives as it was sent, what it has become as it was answered.
+func TestDevicesArriveAsTheyAre(t *testing.T) {
+	sent := Device{Device: "tap0", Network: "lan", Name: "vm-1", IPs: []netip.Addr{netip.MustParseAddr("10.50.0.200")}, MAC: plan.MAC{2, 0, 0, 0, 0, 1}}
+	got := Joined{Interface: "tap0", Network: "lan", Addresses: []netip.Prefix{netip.MustParsePrefix("10.50.0.200/24")}, Gateways: []netip.Addr{}, MAC: sent.MAC, MTU: 1500, Overhead: 58}
+	path := serve(t, func(_ context.Context, r Request) Answer {
+		if r.Do != Attach || !reflect.DeepEqual(*r.Device, sent) {
+			t.Errorf("got %s %+v", r.Do, r.Device)
+		}
+		return Answer{Joined: &got}
+	})
+	if a := ask(t, path, Request{Do: Attach, Device: &sent}); !reflect.DeepEqual(*a.Joined, got) {
+		t.Errorf("got %+v", a.Joined)
 	}
 }
 
@@ -164,8 +182,22 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"two values", `{}{}`, "after top-level value"},
 		{"wrong type", `{"version":"one"}`, "cannot unmarshal"},
 		{"other version", `{"version":2,"do":"plan"}`, "version 2, this agent speaks 1"},
-		{"unknown", `{"version":1,"do":"stop"}`, "known are plan and apply"},
-		{"nothing asked", `{"version":1}`, "known are plan and apply"},
+		{"unknown", `{"version":1,"do":"stop"}`, "known are plan, apply, attach and detach"},
+		{"nothing asked", `{"version":1}`, "known are plan, apply, attach and detach"},
+		{"no device", `{"version":1,"do":"attach"}`, "request to attach names no device"},
+		{"no device to detach", `{"version":1,"do":"detach"}`, "request to detach names no device"},
+		{"no name", `{"version":1,"do":"detach","device":{}}`, "is no name of an interface"},
+		{"long name", `{"version":1,"do":"detach","device":{"device":"0123456789abcdef"}}`, "is no name of an interface"},
+		{"path", `{"version":1,"do":"attach","device":{"device":"../x","network":"lan"}}`, "is no name of an interface"},
+		{"dots", `{"version":1,"do":"attach","device":{"device":"..","network":"lan"}}`, "is no name of an interface"},
+		{"no network", `{"version":1,"do":"attach","device":{"device":"tap0"}}`, "is no network name"},
+		{"bad network", `{"version":1,"do":"attach","device":{"device":"tap0","network":"l\n"}}`, "is no network name"},
+		{"bad name", `{"version":1,"do":"attach","device":{"device":"tap0","network":"lan","name":"a b"}}`, "is no name: one has"},
+		{"bad address", `{"version":1,"do":"attach","device":{"device":"tap0","network":"lan","ips":["10.0.0"]}}`, "ParseAddr"},
+		{"empty address", `{"version":1,"do":"attach","device":{"device":"tap0","network":"lan","ips":[""]}}`, "is no address of a network"},
+		{"zone", `{"version":1,"do":"attach","device":{"device":"tap0","network":"lan","ips":["fe80::1%eth0"]}}`, "is no address of a network"},
+		{"two of a family", `{"version":1,"do":"attach","device":{"device":"tap0","network":"lan","ips":["10.0.0.1","10.0.0.2"]}}`, "at most one address of each family"},
+		{"bad MAC", `{"version":1,"do":"attach","device":{"device":"tap0","network":"lan","mac":"02:00"}}`, "is no Ethernet address"},
 		{"oversize", strings.Repeat(" ", maxRequest+1), "larger than"},
 	} {
 		if got := say(t, path, tt.request); !strings.Contains(got, tt.want) {
@@ -328,12 +360,16 @@ func TestCallerProcess(t *testing.T) {
 }
 
 func FuzzParseRequest(f *testing.F) {
-	for _, s := range []string{`{"version":1,"do":"plan"}`, `{"version":1,"do":"apply","topology":"00ff"}`, `{"version":2}`, `[`, ``} {
+	for _, s := range []string{`{"version":1,"do":"attach","device":{"device":"tap0","network":"lan","ips":["10.0.0.1","fd00::1"],"mac":"02:00:00:00:00:01"}}`, `{"version":1,"do":"detach","device":{"device":"tap0"}}`, `{"version":1,"do":"plan"}`, `{"version":1,"do":"apply","topology":"00ff"}`, `{"version":2}`, `[`, ``} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := parseRequest(b)
-		if err == nil && (r.Version != Version || (r.Do != Plan && r.Do != Apply)) {
+		if err != nil {
+			return
+		}
+		device := r.Do == Attach || r.Do == Detach
+		if r.Version != Version || r.Do != Plan && r.Do != Apply && !device || device && (r.Device == nil || r.Device.Device == "") {
 			t.Errorf("%q was taken as %+v", b, r)
 		}
 	})
