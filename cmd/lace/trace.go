@@ -208,7 +208,7 @@ func (t *traced) print(w io.Writer, asJSON bool) error {
 		return json.NewEncoder(w).Encode(t)
 	}
 	out := bufio.NewWriter(w)
-	fmt.Fprintf(out, "%s %-7s %-16s %-7s %-38s", t.Time.Format("15:04:05.000000"), t.Verdict, t.Reason, t.Stage, t.Flow)
+	fmt.Fprintf(out, "%s %-7s %-16s %-9s %-38s", t.Time.Format("15:04:05.000000"), t.Verdict, t.Reason, t.Stage, t.Flow)
 	for _, part := range t.parts() {
 		fmt.Fprint(out, "  ", part)
 	}

@@ -102,30 +102,38 @@ func TestTracePrints(t *testing.T) {
 		want   string
 	}{
 		"to another node": {func(*trace.Event) {},
-			"00:00:00.000000 passed  encapsulated     deliver 10.40.1.7:40000 > 10.60.2.9:80 tcp      web (backend) > edge-2 (storage)  topology.toml:31  SID 5f00:1ace:2:14:0:c800::  84 bytes\n"},
+			"00:00:00.000000 passed  encapsulated     deliver   10.40.1.7:40000 > 10.60.2.9:80 tcp      web (backend) > edge-2 (storage)  topology.toml:31  SID 5f00:1ace:2:14:0:c800::  84 bytes\n"},
 		"a node that is not numbered as the file has it": {func(e *trace.Event) { e.Peer = 2 },
-			"00:00:00.000000 passed  encapsulated     deliver 10.40.1.7:40000 > 10.60.2.9:80 tcp      web (backend) > edge-2 (storage)  topology.toml:31  SID 5f00:1ace:2:14:0:c800::  84 bytes\n"},
+			"00:00:00.000000 passed  encapsulated     deliver   10.40.1.7:40000 > 10.60.2.9:80 tcp      web (backend) > edge-2 (storage)  topology.toml:31  SID 5f00:1ace:2:14:0:c800::  84 bytes\n"},
 		"to a container here": {func(e *trace.Event) {
 			e.Reason, e.Peer, e.SID, e.Output, e.Flow = bpf.LaceReasonREASON_LOCAL, 0, netip.Addr{}, 8, tcp("10.40.1.7:40000", "10.60.1.8:80")
-		}, "00:00:00.000000 passed  local            deliver 10.40.1.7:40000 > 10.60.1.8:80 tcp      web (backend) > default/0123456789ab (storage)  topology.toml:31  84 bytes\n"},
+		}, "00:00:00.000000 passed  local            deliver   10.40.1.7:40000 > 10.60.1.8:80 tcp      web (backend) > default/0123456789ab (storage)  topology.toml:31  84 bytes\n"},
 		"from another node": {func(e *trace.Event) {
 			e.Reason, e.Ifindex, e.Output, e.Network, e.To = bpf.LaceReasonREASON_DECAPSULATED, 2, 7, 200, 100
 			e.SID, e.Flow = address("5f00:1ace:1:14:0:6400::"), tcp("10.60.2.9:40000", "10.40.1.7:80")
-		}, "00:00:00.000000 passed  decapsulated     deliver 10.60.2.9:40000 > 10.40.1.7:80 tcp      edge-2 (storage) > web (backend)  topology.toml:31  SID 5f00:1ace:1:14:0:6400::  84 bytes\n"},
+		}, "00:00:00.000000 passed  decapsulated     deliver   10.60.2.9:40000 > 10.40.1.7:80 tcp      edge-2 (storage) > web (backend)  topology.toml:31  SID 5f00:1ace:1:14:0:6400::  84 bytes\n"},
 		"refused at the uplink, with the outer header": {func(e *trace.Event) {
 			*e = refused()
 			e.Reason, e.Stage, e.Ifindex, e.Network, e.To, e.Peer, e.SID, e.Flow = bpf.LaceReasonREASON_NO_PEERING, bpf.LaceStageSTAGE_ENTRY, 2, 200, 100, 1, inSRv6.Outer.SID, inSRv6
-		}, "00:00:00.000000 refused no_peering       entry   10.60.2.9:40000 > 10.40.1.7:80 tcp in 5f00:1ace:3:5ce:0:c800:: > 5f00:1ace:1:14:0:6400::  edge-3 (storage) > web (backend)  84 bytes\n"},
+		}, "00:00:00.000000 refused no_peering       entry     10.60.2.9:40000 > 10.40.1.7:80 tcp in 5f00:1ace:3:5ce:0:c800:: > 5f00:1ace:1:14:0:6400::  edge-3 (storage) > web (backend)  84 bytes\n"},
 		"refused, and others not told": {func(e *trace.Event) { *e = refused(); e.Missed = 3 },
-			"00:00:00.000000 refused no_route         route   10.40.1.7:40000 > 10.99.0.1:80 tcp      web (backend)  84 bytes\n                3 more were not told: there were too many\n"},
+			"00:00:00.000000 refused no_route         route     10.40.1.7:40000 > 10.99.0.1:80 tcp      web (backend)  84 bytes\n                3 more were not told: there were too many\n"},
+		"a frame that is no IP": {func(e *trace.Event) {
+			*e = refused()
+			e.Reason, e.Stage, e.Flow = bpf.LaceReasonREASON_UNKNOWN_MAC, bpf.LaceStageSTAGE_BRIDGE, trace.Flow{SrcMAC: "02:4c:0a:28:01:07", DstMAC: "52:54:00:00:00:09", Protocol: "ethertype 0x88b5"}
+		}, "00:00:00.000000 refused unknown_mac      bridge    02:4c:0a:28:01:07 > 52:54:00:00:00:09 ethertype 0x88b5  web (backend)  84 bytes\n"},
+		"a question": {func(e *trace.Event) {
+			*e = refused()
+			e.Reason, e.Stage, e.Flow = bpf.LaceReasonREASON_NEIGHBOUR_UNKNOWN, bpf.LaceStageSTAGE_NEIGHBOUR, trace.Flow{Protocol: "arp", ARP: "who-has", Src: address("10.40.1.7"), Dst: address("10.40.1.9")}
+		}, "00:00:00.000000 refused neighbour_unknown neighbour 10.40.1.7 > 10.40.1.9 arp who-has       web (backend)  84 bytes\n"},
 		"ended": {func(e *trace.Event) {
 			*e = refused()
 			e.Verdict, e.To = bpf.LaceVerdictVERDICT_ENDED, 300
-		}, "00:00:00.000000 ended   no_route         route   10.40.1.7:40000 > 10.99.0.1:80 tcp      web (backend) > (300)  84 bytes\n"},
+		}, "00:00:00.000000 ended   no_route         route     10.40.1.7:40000 > 10.99.0.1:80 tcp      web (backend) > (300)  84 bytes\n"},
 		"of nobody that is known": {func(e *trace.Event) { *e = refused(); e.Network, e.Ifindex = 0, 99 },
-			"00:00:00.000000 refused no_route         route   10.40.1.7:40000 > 10.99.0.1:80 tcp      interface #99  84 bytes\n"},
+			"00:00:00.000000 refused no_route         route     10.40.1.7:40000 > 10.99.0.1:80 tcp      interface #99  84 bytes\n"},
 		"a node that the file does not have": {func(e *trace.Event) { e.Peer, e.SID = 9, netip.Addr{} },
-			"00:00:00.000000 passed  encapsulated     deliver 10.40.1.7:40000 > 10.60.2.9:80 tcp      web (backend) > node#9 (storage)  topology.toml:31  84 bytes\n"},
+			"00:00:00.000000 passed  encapsulated     deliver   10.40.1.7:40000 > 10.60.2.9:80 tcp      web (backend) > node#9 (storage)  topology.toml:31  84 bytes\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := toEdge2()

@@ -197,12 +197,15 @@ func (f *Flow) quote(b []byte, first gopacket.LayerType) {
 
 // enter goes one IP header further in; what was there before is the outer one.
 func (f *Flow) enter(src, dst []byte, protocol layers.IPProtocol) {
+	from, ok := netip.AddrFromSlice(src)
+	if !ok {
+		return // cut off
+	}
 	if f.isOuter() {
 		f.Outer = &Outer{Src: f.Src, SID: f.Dst}
 	}
-	f.Src, _ = netip.AddrFromSlice(src)
+	f.Src, f.Protocol = from, protocolName(protocol)
 	f.Dst, _ = netip.AddrFromSlice(dst)
-	f.Protocol = protocolName(protocol)
 }
 
 // isOuter says whether what was read up to now is the header of a packet that is around another one.

@@ -55,7 +55,12 @@ func plane(t *testing.T) (*ebpf.Collection, string) {
 // send sends a packet from the loopback interface, which is in no table if the test does not put it there.
 func send(t *testing.T, coll *ebpf.Collection, packet []byte, times uint32) {
 	t.Helper()
-	_, err := coll.Programs["pod_l3"].Run(&ebpf.RunOptions{Data: packet, DataOut: make([]byte, 1600), Repeat: times})
+	sendThrough(t, coll, "pod_l3", packet, times)
+}
+
+func sendThrough(t *testing.T, coll *ebpf.Collection, program string, packet []byte, times uint32) {
+	t.Helper()
+	_, err := coll.Programs[program].Run(&ebpf.RunOptions{Data: packet, DataOut: make([]byte, 1600), Repeat: times})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,9 +107,23 @@ func TestRefusedPacketIsTold(t *testing.T) {
 // BPF_PROG_TEST_RUN has packets come in, and 10.40.2.0/24 is on another node.
 func edge1(t *testing.T, coll *ebpf.Collection) *maps.Maps {
 	t.Helper()
-	for i, name := range map[bpf.LaceStage]string{bpf.LaceStageSTAGE_ROUTE: "stage_route", bpf.LaceStageSTAGE_DELIVER: "stage_deliver",
-		bpf.LaceStageSTAGE_GATEWAY: "stage_gateway", bpf.LaceStageSTAGE_ERROR: "stage_error"} {
-		if err := coll.Maps["stages"].Put(uint32(i), coll.Programs[name]); err != nil {
+	locator, far := locatorOf("5f00:1ace:1::/48"), locatorOf("5f00:1ace:2::/48")
+	return install(t, coll, &plan.Plan{
+		Networks: []plan.Network{{Name: "backend", ID: 100, BlockBits4: plan.Lengths{24}, Line: 12}},
+		Blocks:   []plan.Block{{Network: 100, Prefix: netip.MustParsePrefix("10.40.2.0/24"), Peer: 1, SID: far.SID(topology.EndDT46, 100)}},
+		Ports: []plan.Port{{HostIf: "lace0", Gateway4: netip.MustParseAddr("10.40.1.1"), Source: locator.Source(100, 0),
+			Attachment: plan.Attachment{Network: "backend", NetworkID: 100, V4: netip.MustParseAddr("10.40.1.5"), MAC: plan.MAC{2, 0x4c, 10, 40, 1, 5}}}},
+	})
+}
+
+// install makes the loaded programs those of edge-1, whose one peer is edge-2.
+func install(t *testing.T, coll *ebpf.Collection, p *plan.Plan) *maps.Maps {
+	t.Helper()
+	for i := range bpf.LaceStageSTAGE_MAX {
+		if i == bpf.LaceStageSTAGE_ENTRY {
+			continue
+		}
+		if err := coll.Maps["stages"].Put(uint32(i), coll.Programs["stage_"+StageName(i)]); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -115,15 +134,8 @@ func edge1(t *testing.T, coll *ebpf.Collection) *maps.Maps {
 	if err := m.InitFlows(); err != nil {
 		t.Fatal(err)
 	}
-	locator, far := locatorOf("5f00:1ace:1::/48"), locatorOf("5f00:1ace:2::/48")
-	p := &plan.Plan{
-		LocatorBlock: netip.MustParsePrefix("5f00:1ace::/32"), Locator: locator,
-		Networks: []plan.Network{{Name: "backend", ID: 100, BlockBits4: plan.Lengths{24}, Line: 12}},
-		Peers:    []plan.Peer{{Index: 1, Name: "edge-2", Locator: far}},
-		Blocks:   []plan.Block{{Network: 100, Prefix: netip.MustParsePrefix("10.40.2.0/24"), Peer: 1, SID: far.SID(topology.EndDT46, 100)}},
-		Ports: []plan.Port{{HostIf: "lace0", Gateway4: netip.MustParseAddr("10.40.1.1"), Source: locator.Source(100, 0),
-			Attachment: plan.Attachment{Network: "backend", NetworkID: 100, V4: netip.MustParseAddr("10.40.1.5"), MAC: plan.MAC{2, 0x4c, 10, 40, 1, 5}}}},
-	}
+	p.LocatorBlock, p.Locator = netip.MustParsePrefix("5f00:1ace::/32"), locatorOf("5f00:1ace:1::/48")
+	p.Peers = []plan.Peer{{Index: 1, Name: "edge-2", Locator: locatorOf("5f00:1ace:2::/48")}}
 	_, err = m.Sync(p, false, map[string]maps.Device{"lace0": {Index: loopback, MTU: 1460}},
 		[]maps.Nexthop{{Peer: 1, Ifindex: loopback, MTU: 1500, Known: true}})
 	if err != nil {
@@ -190,6 +202,78 @@ func TestNewFlowIsToldOnce(t *testing.T) {
 		t.Errorf("the spoofed packet is told as %+v", e)
 	}
 	sameInTables(t, m)
+}
+
+// storage makes edge-1 a node with an Ethernet segment: 10.50.0.18 is a container behind the loopback interface, 10.50.0.32/28 is on edge-2.
+func storage(t *testing.T, coll *ebpf.Collection) {
+	t.Helper()
+	locator, far := locatorOf("5f00:1ace:1::/48"), locatorOf("5f00:1ace:2::/48")
+	install(t, coll, &plan.Plan{
+		Networks: []plan.Network{{Name: "storage", ID: 200, Type: topology.L2, BlockBits4: plan.Lengths{28}, Line: 14}},
+		Blocks: []plan.Block{{Network: 200, Prefix: netip.MustParsePrefix("10.50.0.16/28"), Local: true},
+			{Network: 200, Prefix: netip.MustParsePrefix("10.50.0.32/28"), Peer: 1, SID: far.SID(topology.EndDT46, 200)}},
+		Ports: []plan.Port{{HostIf: "lace0", Type: topology.L2, Source: locator.Source(200, 0),
+			Attachment: plan.Attachment{Network: "storage", NetworkID: 200, V4: netip.MustParseAddr("10.50.0.18"), MAC: plan.MAC{2, 0x4c, 10, 50, 0, 18}}}},
+	})
+}
+
+// ipFrame is udp4 inside of the segment.
+func ipFrame(dst, src byte) []byte {
+	b := udp4()
+	copy(b, []byte{2, 0x4c, 10, 50, 0, dst, 2, 0x4c, 10, 50, 0, src})
+	copy(b[14+12:], []byte{10, 50, 0, src, 10, 50, 0, dst})
+	return b
+}
+
+// from2 is a frame as edge-2 sends it.
+func from2(b []byte) []byte {
+	b = frameInSRv6(b, false, false)
+	src, sid := netip.MustParseAddr("5f00:1ace:2:5ce:0:c800::").As16(), netip.MustParseAddr("5f00:1ace:1:17:0:c800::").As16()
+	copy(b[14+8:], src[:])
+	copy(b[14+24:], sid[:])
+	return b
+}
+
+// TestFramesAreTold: what L2 networks refuse and let pass, with the words and addresses of its frames.
+func TestFramesAreTold(t *testing.T) {
+	coll, dir := plane(t)
+	storage(t, coll)
+	r, err := Open(dir, filepath.Join(t.TempDir(), "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	question := arp(1)
+	copy(question[22:], question[6:12])
+	copy(question[28:], []byte{10, 50, 0, 18})
+	copy(question[38:], []byte{10, 50, 0, 29})
+	many := frame(0x88b5, make([]byte, 46)...)
+	copy(many, []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
+	stranger := frame(0x88b5, make([]byte, 46)...)
+	copy(stranger, []byte{0x52, 0x54, 0, 0, 0, 9})
+	for _, tt := range []struct {
+		program string
+		packet  []byte
+		want    string
+	}{
+		{"pod_l2", question, "refused neighbour_unknown neighbour 10.50.0.18 > 10.50.0.29 arp who-has"},
+		{"pod_l2", stranger, "refused unknown_mac bridge 02:4c:0a:32:00:12 > 52:54:00:00:00:09 ethertype 0x88b5"},
+		{"pod_l2", many, "refused flood_off flood 02:4c:0a:32:00:12 > ff:ff:ff:ff:ff:ff ethertype 0x88b5"},
+		{"pod_l2", ipFrame(34, 18), "passed encapsulated deliver 10.50.0.18:4242 > 10.50.0.34:53 udp"},
+		{"uplink", from2(ipFrame(18, 19)), "refused spoofed_mac bridge 10.50.0.19:4242 > 10.50.0.18:53 udp in 5f00:1ace:2:5ce:0:c800:: > 5f00:1ace:1:17:0:c800::"},
+		{"uplink", from2(ipFrame(18, 34)[:20]), "refused malformed frame 02:4c:0a:32:00:22 > 02:4c:0a:32:00:12 ethertype 0x0800 in 5f00:1ace:2:5ce:0:c800:: > 5f00:1ace:1:17:0:c800::"},
+	} {
+		sendThrough(t, coll, tt.program, tt.packet, 1)
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		var got string
+		err := r.Each(ctx, func(e Event) error {
+			got = strings.Join([]string{VerdictName(e.Verdict), maps.ReasonName(e.Reason), StageName(e.Stage), e.Flow.String()}, " ")
+			return errGotIt
+		})
+		if cancel(); !errors.Is(err, errGotIt) || got != tt.want {
+			t.Errorf("%v\ngot  %s\nwant %s", err, got, tt.want)
+		}
+	}
 }
 
 // sameInTables: what is counted and remembered of those packets is what was told.
