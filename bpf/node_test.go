@@ -4,7 +4,6 @@ package bpf_test
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -446,15 +445,10 @@ func (n *node) context() bpf.LaceContext {
 	return bpf.LaceContext{}
 }
 
-// forget gives the containers their error answers back.
+// forget gives everybody back what is rationed.
 func (n *node) forget() {
 	n.t.Helper()
-	for _, index := range n.bed.index {
-		err := n.coll.Maps["budgets"].Delete(bpf.LaceBudgetKey{Of: uint32(index)})
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			n.t.Fatal(err)
-		}
-	}
+	empty(n.t, n.coll.Maps["budgets"])
 }
 
 func words(reasons []bpf.LaceReason) (out []string) {

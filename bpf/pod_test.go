@@ -61,6 +61,7 @@ func runRowsAfter(t *testing.T, left bpf.LaceContext, rows []row) {
 			shared[key].forget()
 			shared[key].dropFlows()
 			shared[key].dropFragments()
+			empty(t, shared[key].coll.Maps["learned"])
 		})
 	}
 }

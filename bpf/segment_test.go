@@ -242,6 +242,11 @@ func arrived(dev int, frame []byte) func(testing.TB, *node, result, []byte) {
 	}
 }
 
+// segmentTables are the tables of L2 networks.
+func segmentTables() [][]row {
+	return [][]row{segmentPodRows(), segmentUplinkRows(), segmentNeighbourRows(), segmentNodeRows(), segmentFloodRows()}
+}
+
 // as makes rows those of a program at a port of this fixture.
 func as(rows []row, program string, dev int) []row {
 	for i := range rows {

@@ -106,16 +106,13 @@ func takenFrameRows() []row {
 	return rows
 }
 
-// addTiny adds payloads of all lengths up to 60 bytes.
+// addTiny adds payloads about as long as what the kernel wants to be left of a packet.
 func addTiny(all map[string][]byte, from, to party) {
-	for size := range 61 {
+	for _, size := range []int{0, 1, 2, 4, 19, 20, 21, 36, 39, 40, 41, 60} {
 		all[fmt.Sprintf("experimental, %d bytes", size)] = eth(to.mac, from.mac, 0x88b5, bytes.Repeat([]byte{0xa5}, size))
-		if size < 40 {
-			all[fmt.Sprintf("IPv4 of %d bytes", 20+size)] = from.frame(to, ip{src: from.v4, dst: to.v4, proto: 253, body: make([]byte, size)})
-		}
-		if size < 20 {
-			all[fmt.Sprintf("IPv6 of %d bytes", 40+size)] = from.frame(to, ip{src: from.v6, dst: to.v6, proto: 253, body: make([]byte, size)})
-		}
+		all[fmt.Sprintf("tagged, %d bytes", size)] = tagged(eth(to.mac, from.mac, typeV4, bytes.Repeat([]byte{0xa5}, size)), vlan{typeVLAN, 5})
+		all[fmt.Sprintf("IPv4, %d bytes in it", size)] = from.frame(to, ip{src: from.v4, dst: to.v4, proto: 253, body: make([]byte, size)})
+		all[fmt.Sprintf("IPv6, %d bytes in it", size)] = from.frame(to, ip{src: from.v6, dst: to.v6, proto: 253, body: make([]byte, size)})
 	}
 }
 
