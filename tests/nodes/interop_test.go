@@ -15,9 +15,12 @@ import (
 
 // What the netlink library has no names for, linux/seg6_iptunnel.h and linux/seg6_local.h.
 const (
-	encapMode    = nl.SEG6_IPTUN_MODE_ENCAP
-	encapRedMode = 3
-	endDT46      = 16
+	encapMode      = nl.SEG6_IPTUN_MODE_ENCAP
+	l2encapMode    = 2
+	encapRedMode   = 3
+	l2encapRedMode = 4
+	endDX2         = 4
+	endDT46        = 16
 )
 
 // seg6 is a router whose SRv6 is the kernel's own, with a host behind it.
@@ -82,10 +85,20 @@ func checkSeg6(t *testing.T, r *seg6, c *container, mode int) {
 	}
 }
 
-// newSeg6 makes the router fd00:a::9, locator 5f00:1ace:9::/48, and the host behind it.
+// newSeg6 makes the router, and a host behind it in another subnet.
 func newSeg6(t *testing.T, b *bed) *seg6 {
-	r := &seg6{namespace: newNamespace(t, "gw"), host: newNamespace(t, "lan"), table: unix.RT_TABLE_MAIN,
-		v4: netip.MustParseAddr("10.40.9.10"), v6: netip.MustParseAddr("fd40:0:0:9::10")}
+	r := newSeg6Router(t, b)
+	r.v4, r.v6 = netip.MustParseAddr("10.40.9.10"), netip.MustParseAddr("fd40:0:0:9::10")
+	r.give(t, "lan0", "10.40.9.1/24", "fd40:0:0:9::1/64")
+	r.host.give(t, "eth0", "10.40.9.10/24", "fd40:0:0:9::10/64")
+	r.host.route(t, "0.0.0.0/0", "10.40.9.1", "eth0")
+	r.host.route(t, "::/0", "fd40:0:0:9::1", "eth0")
+	return r
+}
+
+// newSeg6Router makes the router fd00:a::9, locator 5f00:1ace:9::/48, and a host at its lan0.
+func newSeg6Router(t *testing.T, b *bed) *seg6 {
+	r := &seg6{namespace: newNamespace(t, "gw"), host: newNamespace(t, "lan"), table: unix.RT_TABLE_MAIN}
 	for _, path := range []string{"ipv6/conf/all/forwarding", "ipv6/conf/all/seg6_enabled", "ipv6/conf/default/seg6_enabled", "ipv4/ip_forward"} {
 		r.sysctl(t, path, "1")
 	}
@@ -95,11 +108,7 @@ func newSeg6(t *testing.T, b *bed) *seg6 {
 	b.plug(r.namespace, uplink, "gw")
 	r.give(t, uplink, "fd00:a::9/64", "5f00:1ace:9::1/128") // the kernel takes the outer source from these
 	joinNamespaces(t, r.namespace, "lan0", r.host, "eth0")
-	r.give(t, "lan0", "10.40.9.1/24", "fd40:0:0:9::1/64")
-	r.host.give(t, "eth0", "10.40.9.10/24", "fd40:0:0:9::10/64")
 	must(t, r.host.LinkSetMTU(r.host.link(t, "eth0"), 1400))
-	r.host.route(t, "0.0.0.0/0", "10.40.9.1", "eth0")
-	r.host.route(t, "::/0", "fd40:0:0:9::1", "eth0")
 	r.route(t, "5f00:1ace:1::/48", "fd00:a::1", uplink)
 	return r
 }
@@ -107,10 +116,15 @@ func newSeg6(t *testing.T, b *bed) *seg6 {
 // encapsulate sends packets for the prefixes to n1's SID of network 100.
 func (r *seg6) encapsulate(t *testing.T, mode int, prefixes ...string) {
 	t.Helper()
+	r.encapsulateTo(t, mode, "5f00:1ace:1:14:0:6400::", prefixes...)
+}
+
+func (r *seg6) encapsulateTo(t *testing.T, mode int, sid string, prefixes ...string) {
+	t.Helper()
 	for _, p := range prefixes {
 		must(t, r.RouteReplace(&netlink.Route{
 			Dst: ipNet(netip.MustParsePrefix(p)), LinkIndex: r.link(t, uplink).Attrs().Index, Table: r.table,
-			Encap: &netlink.SEG6Encap{Mode: mode, Segments: []net.IP{net.ParseIP("5f00:1ace:1:14:0:6400::")}},
+			Encap: &netlink.SEG6Encap{Mode: mode, Segments: []net.IP{net.ParseIP(sid)}},
 		}))
 	}
 }

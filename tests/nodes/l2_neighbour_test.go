@@ -8,8 +8,6 @@ import (
 	"os/exec"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 var (
@@ -34,28 +32,13 @@ func TestNeighbours(t *testing.T) {
 	}
 }
 
-// forget empties the container's table of neighbours.
-func (c *container) forget(t testing.TB) {
-	t.Helper()
-	index := c.link(t, "eth0").Attrs().Index
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		all, err := c.NeighList(index, family)
-		must(t, err)
-		for _, n := range all {
-			if n.State&(unix.NUD_NOARP|unix.NUD_PERMANENT) == 0 {
-				must(t, c.NeighDel(&n))
-			}
-		}
-	}
-}
-
 // checkAskedOnce counts questions and answers on the wire while two containers that do not know each other talk.
 func checkAskedOnce(t *testing.T, s *segBed) {
 	type question struct{ from, to *container }
 	for at := range 2 {
 		for _, q := range []question{{s.a, s.far}, {s.far, s.a}} {
-			q.from.forget(t)
-			q.to.forget(t)
+			q.from.flushNeighbours(t, "eth0")
+			q.to.flushNeighbours(t, "eth0")
 			places := []*capture{s.wire.capture(t, "n1"), s.wire.capture(t, "n3"), q.to.capture(t, "eth0")}
 			for range 3 {
 				q.from.reaches(t, q.to.addresses()[at])
@@ -82,7 +65,7 @@ func checkAskedOnce(t *testing.T, s *segBed) {
 				t.Errorf("the question goes to %s, next header %d", o.dst, o.next)
 			}
 		}
-		s.a.forget(t)
+		s.a.flushNeighbours(t, "eth0")
 		wire := s.wire.capture(t, "n1")
 		s.a.reaches(t, s.local.addresses()[at])
 		time.Sleep(20 * time.Millisecond)
