@@ -248,43 +248,45 @@ func (n *node) kernelState() string {
 }
 
 // programsAt counts the TCX programs at the ingress of an interface.
-func (n *node) programsAt(device string) int {
+func (n *node) programsAt(device string) (programs int) {
 	n.t.Helper()
-	type count struct {
-		programs int
-		err      error
+	ns, err := netns.GetFromName("lace-" + n.name + "-" + n.host)
+	if err != nil {
+		n.t.Fatal(err)
 	}
-	done := make(chan count)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends in the node's namespace, with its goroutine
-		var c count
-		defer func() { done <- c }()
-		ns, err := netns.GetFromName("lace-" + n.name + "-" + n.host)
-		if err == nil {
-			defer ns.Close()
-			err = netns.Set(ns)
-		}
-		if err != nil {
-			c.err = err
-			return
-		}
-		var index int
-		if _, c.err = fmt.Sscan(n.sh("cat /sys/class/net/%s/ifindex", device), &index); c.err != nil {
-			return
-		}
+	defer ns.Close()
+	var index int
+	if _, err := fmt.Sscan(n.sh("cat /sys/class/net/%s/ifindex", device), &index); err != nil {
+		n.t.Fatal(err)
+	}
+	err = within(ns, func() error {
 		result, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: ebpf.AttachTCXIngress})
 		if errors.Is(err, ebpf.ErrNotSupported) {
-			return // clsact, which tc shows
+			return nil // clsact, which tc shows
 		}
-		if c.err = err; err == nil {
-			c.programs = len(result.Programs)
+		if err == nil {
+			programs = len(result.Programs)
 		}
-	}()
-	c := <-done
-	if c.err != nil {
-		n.t.Fatalf("programs at %s: %v", device, c.err)
+		return err
+	})
+	if err != nil {
+		n.t.Fatalf("programs at %s: %v", device, err)
 	}
-	return c.programs
+	return programs
+}
+
+// within runs f in a network namespace, on a thread that ends with it.
+func within(ns netns.NsHandle, f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good
+		err := netns.Set(ns)
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
 }
 
 // agent runs an agent by hand, until the returned function ends it as systemd does.

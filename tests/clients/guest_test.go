@@ -144,12 +144,25 @@ func (g *guest) in(format string, args ...any) string {
 
 var addressLine = regexp.MustCompile(` inet6? ([0-9a-f.:]+)/(\d+) .*scope global`)
 
-// addressesIn reads what `ip -o addr` prints. The lengths have to be those of single addresses.
+// segments are the subnets of L2 networks: an address in one stands on its interface with the subnet's length.
+var segments = []netip.Prefix{netip.MustParsePrefix("10.50.0.0/24"), netip.MustParsePrefix("fd50::/64")}
+
+// lengthOf is the prefix length that an address has to have on its interface. Of L3 networks it is alone there.
+func lengthOf(a netip.Addr) int {
+	for _, s := range segments {
+		if s.Contains(a) {
+			return s.Bits()
+		}
+	}
+	return a.BitLen()
+}
+
+// addressesIn reads what `ip -o addr` prints.
 func addressesIn(text string) (v4, v6 netip.Addr, err error) {
 	for _, m := range addressLine.FindAllStringSubmatch(text, -1) {
 		p, err := netip.ParsePrefix(m[1] + "/" + m[2])
-		if err != nil || !p.IsSingleIP() {
-			return v4, v6, fmt.Errorf("%s is no address alone on its interface: %v", m[0], err)
+		if err != nil || p.Bits() != lengthOf(p.Addr()) {
+			return v4, v6, fmt.Errorf("%s has not the length that its network gives it: %v", m[0], err)
 		}
 		if p.Addr().Is4() {
 			v4 = p.Addr()
@@ -160,11 +173,13 @@ func addressesIn(text string) (v4, v6 netip.Addr, err error) {
 	return v4, v6, nil
 }
 
-// look reads the addresses inside.
-func (g *guest) look() *guest {
+// look reads the addresses of the guest's first interface.
+func (g *guest) look() *guest { g.t.Helper(); return g.lookAt("eth0") }
+
+func (g *guest) lookAt(device string) *guest {
 	g.t.Helper()
 	var err error
-	if g.v4, g.v6, err = addressesIn(g.in("ip -o addr")); err != nil {
+	if g.v4, g.v6, err = addressesIn(g.in("ip -o addr show %s", device)); err != nil {
 		g.t.Fatal(err)
 	}
 	return g
@@ -184,6 +199,15 @@ func (g *guest) String() string {
 	return fmt.Sprintf("%s on %s (%v, %v)", g.id, g.host, g.v4, g.v6)
 }
 
+// rebind gives guests to the part of a test that the lab is seen from.
+func (b *bed) rebind(guests ...**guest) {
+	for _, g := range guests {
+		seen := **g
+		seen.node = b.node(seen.host)
+		*g = &seen
+	}
+}
+
 // pid is the guest's first process, as the node knows it.
 func (g *guest) pid() string {
 	g.t.Helper()
@@ -194,6 +218,13 @@ func (g *guest) pid() string {
 	}
 	g.t.Fatalf("%v has no task", g)
 	return ""
+}
+
+// direct lets the guest's commands enter it without a client, which is quicker. It holds until the guest is started again.
+func (g *guest) direct() *guest {
+	g.t.Helper()
+	g.prefix = []string{"nsenter", "-t", g.pid(), "-m", "-u", "-i", "-n", "-p"}
+	return g
 }
 
 // ping sends an echo request each to all addresses.

@@ -17,7 +17,7 @@ import (
 // held is what a node's kernel holds for containers.
 type held struct {
 	Links            []string // host ends of containers
-	Pins             []string // pinned links of programs but that of the uplink
+	Pins             []string // pinned links of programs but those of the uplink and the segmenter
 	Ports, Endpoints int      // rows of the tables
 }
 
@@ -46,8 +46,8 @@ func (n *node) holds() held {
 			h.Pins = append(h.Pins, f[0])
 		}
 	}
-	uplink := n.sh("cat /sys/class/net/eth0/ifindex")
-	h.Pins = slices.DeleteFunc(h.Pins, func(p string) bool { return p == uplink })
+	own := strings.Fields(n.sh("cd /sys/class/net; for i in eth0 laces1; do [ ! -e $i ] || cat $i/ifindex; done"))
+	h.Pins = slices.DeleteFunc(h.Pins, func(p string) bool { return slices.Contains(own, p) })
 	h.Ports, h.Endpoints = n.rows()
 	return h
 }

@@ -82,7 +82,13 @@ func need(t *testing.T) {
 			t.Skipf("%s is not set: `make test` sets it after `make tools`", name)
 		}
 	}
-	for program, pkg := range map[string]string{"ip": "iproute2", "ping": "iputils-ping", "nsenter": "util-linux"} {
+	needPrograms(t, map[string]string{"ip": "iproute2", "ping": "iputils-ping", "nsenter": "util-linux"})
+}
+
+// needPrograms skips the test where a program of the machine is missing. Each is named with its Debian package.
+func needPrograms(t *testing.T, packages map[string]string) {
+	t.Helper()
+	for program, pkg := range packages {
 		if _, err := exec.LookPath(program); err != nil {
 			t.Skipf("there is no %s: install the package %s", program, pkg)
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -60,11 +61,7 @@ func (p *peered) in(name string, f func(p *peered)) {
 	p.t.Run(name, func(t *testing.T) {
 		c := *p
 		c.bed = p.with(t)
-		for _, g := range []**guest{&c.web1, &c.db1, &c.metrics1, &c.web2, &c.db2, &c.metrics2} {
-			seen := **g
-			seen.node = c.node(seen.host)
-			*g = &seen
-		}
+		c.rebind(&c.web1, &c.db1, &c.metrics1, &c.web2, &c.db2, &c.metrics2)
 		f(&c)
 	})
 }
@@ -308,6 +305,9 @@ func (n *node) entries(port uint16) (found int) {
 	return found
 }
 
+// refusedReasons are those of refusals, of all that these tests come to see.
+var refusedReasons = []string{"no_route", "no_endpoint", "multicast", "hop_limit", "neighbour_unknown", "spoofed_address", "dhcp_server", "no_flow", "unknown_mac"}
+
 // traffic is the counters of networks on a node, by network and reason.
 func (n *node) traffic() map[string]uint64 {
 	n.t.Helper()
@@ -324,7 +324,7 @@ func (n *node) traffic() map[string]uint64 {
 	}
 	all := map[string]uint64{}
 	for _, c := range s.Traffic {
-		if c.Refused != (c.Reason == "no_route" || c.Reason == "no_endpoint" || c.Reason == "multicast" || c.Reason == "hop_limit") {
+		if c.Refused != slices.Contains(refusedReasons, c.Reason) {
 			n.t.Errorf("%s of %s is shown as refused: %v", c.Reason, c.Network, c.Refused)
 		}
 		all[c.Network+" "+c.Reason] += c.Packets
