@@ -238,13 +238,11 @@ static __always_inline enum reason check_opener(const struct context *ctx)
 
 /*
  * Does the flow carry the packet the way that it asks for, routed, or bridged to that MAC address? If not, it is decided again.
- * l2: what is not in an L2 network is always routed.
+ * l2: what is not in a frame is always routed.
  */
 static __always_inline bool carries(const struct flow *flow, const struct context *ctx, bool l2)
 {
-	if (!l2)
-		return true;
-	if (!ctx->bridged)
+	if (!l2 || !ctx->bridged)
 		return !(flow->flags & FLOW_BRIDGED);
 	return flow->flags & FLOW_BRIDGED && same_mac(flow->mac.u8, ctx->to.u8);
 }

@@ -23,26 +23,26 @@ func TestIsolation(t *testing.T) {
 	only := b.nodes[0].run(t, "only", "backend", withIPs("10.40.1.11", "fd40:0:0:1::11"))
 	checkPings(t, one...)
 	checkPings(t, two...)
-	t.Run("same addresses", func(t *testing.T) { checkSameAddresses(t, one, two) })
+	t.Run("same addresses", func(t *testing.T) { checkSameWords(t, one, two, "backend", "other") })
 	t.Run("other network", func(t *testing.T) { checkOtherNetwork(t, two, only) })
 	t.Run("host", func(t *testing.T) { checkHostIsClosed(t, one[0], b) })
 	t.Run("spoofing", func(t *testing.T) { checkSpoofing(t, b, one, only) })
 	t.Run("foreign SRv6", func(t *testing.T) { checkForeignSRv6(t, b, one[0]) })
 }
 
-// checkSameAddresses asks the same address from both networks: each answers for itself.
-func checkSameAddresses(t *testing.T, one, two []*container) {
+// checkSameWords asks the same address from both networks: each answers with its word.
+func checkSameWords(t *testing.T, one, two []*container, word1, word2 string) {
 	for at := range 2 {
 		to := one[1].addresses()[at]
 		first, second := one[1].listenUDP(t, netip.AddrPortFrom(to, 7777)), two[1].listenUDP(t, netip.AddrPortFrom(to, 7777))
-		go answerWith(first.ReadFromUDPAddrPort, first.WriteToUDPAddrPort, "backend")
-		go answerWith(second.ReadFromUDPAddrPort, second.WriteToUDPAddrPort, "other")
+		go answerWith(first.ReadFromUDPAddrPort, first.WriteToUDPAddrPort, word1)
+		go answerWith(second.ReadFromUDPAddrPort, second.WriteToUDPAddrPort, word2)
 		for range 5 {
-			if got := one[0].gets(t, netip.AddrPortFrom(to, 7777), []byte("who?")); string(got) != "backend" {
-				t.Errorf("from backend %s is %q", to, got)
+			if got := one[0].gets(t, netip.AddrPortFrom(to, 7777), []byte("who?")); string(got) != word1 {
+				t.Errorf("from %s %s is %q", one[0].network, to, got)
 			}
-			if got := two[0].gets(t, netip.AddrPortFrom(to, 7777), []byte("who?")); string(got) != "other" {
-				t.Errorf("from other %s is %q", to, got)
+			if got := two[0].gets(t, netip.AddrPortFrom(to, 7777), []byte("who?")); string(got) != word2 {
+				t.Errorf("from %s %s is %q", two[0].network, to, got)
 			}
 		}
 	}
