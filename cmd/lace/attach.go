@@ -22,9 +22,6 @@ import (
 
 const attachArgs = "[--config FILE] [--json] --netdev NAME --network NAME [--name NAME] [--ip ADDRESS[,ADDRESS]] [--mac MAC]"
 
-// deviceDeadline bounds the work on one device: the agent may be in the middle of a reload.
-const deviceDeadline = applyDeadline
-
 // deviceFlags puts a device on the command line. The result is the settings file.
 func deviceFlags(flags *flag.FlagSet, d *control.Device) *string {
 	flags.StringVar(&d.Device, "netdev", "", "`name` of the device on this host: the tap of a virtual machine, or an end of a veth")
@@ -50,7 +47,7 @@ func runAttach(ctx context.Context, e *env, args []string) error {
 	if err != nil {
 		return err
 	}
-	now, err := askAgent(ctx, socket, control.Request{Do: control.Attach, Device: &d}, deviceDeadline)
+	now, err := askAgent(ctx, socket, control.Request{Do: control.Attach, Device: &d}, waitDeadline)
 	if err != nil {
 		return err
 	}
@@ -77,7 +74,7 @@ func runDetach(ctx context.Context, e *env, args []string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := askAgent(ctx, socket, control.Request{Do: control.Detach, Device: &d}, deviceDeadline); err != nil {
+	if _, err := askAgent(ctx, socket, control.Request{Do: control.Detach, Device: &d}, waitDeadline); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(e.stdout, "%s is in no network of Lace\n", d.Device)
@@ -154,7 +151,7 @@ func printJoined(out io.Writer, j *control.Joined) error {
 // The agent's side.
 
 func attachDevice(ctx context.Context, p devices, d control.Device) control.Answer {
-	ctx, cancel := context.WithTimeout(ctx, deviceDeadline)
+	ctx, cancel := context.WithTimeout(ctx, applyDeadline) // it may be in the middle of a reload
 	defer cancel()
 	port, err := p.AttachDevice(ctx, dataplane.DeviceRequest{Device: d.Device, Network: d.Network, Name: d.Name, IPs: d.IPs, MAC: d.MAC})
 	if err != nil {
