@@ -16,12 +16,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// peered are two networks, of which web may open flows to db and not the other way round.
-const peered = `
+// webNetwork is a routed network.
+const webNetwork = `
 [network.web]
 type = "l3"
 id = 101
 subnets = ["10.41.0.0/16", "fd41::/48"]
+`
+
+// peered are two networks, of which web may open flows to db and not the other way round.
+const peered = webNetwork + `
 [network.db]
 type = "l3"
 id = 102
