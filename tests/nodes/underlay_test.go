@@ -188,6 +188,14 @@ func TestRawUplink(t *testing.T) {
 func newTun(t *testing.T, n *node, address string) *os.File {
 	t.Helper()
 	must(t, n.LinkDel(n.link(t, uplink)))
+	tun := newTunnelDevice(t, n, "tun0", unix.IFF_TUN)
+	n.give(t, "tun0", address+"/64")
+	return tun
+}
+
+// newTunnelDevice makes a tun or a tap in the node, up. It goes with the test.
+func newTunnelDevice(t *testing.T, n *node, name string, mode uint16) *os.File {
+	t.Helper()
 	// A device file of its own: where nothing has used the module yet, /dev has none.
 	file := filepath.Join(t.TempDir(), "tun")
 	must(t, unix.Mknod(file, unix.S_IFCHR|0o600, int(unix.Mkdev(10, 200))))
@@ -196,17 +204,16 @@ func newTun(t *testing.T, n *node, address string) *os.File {
 		if fd, err = unix.Open(file, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err != nil {
 			return fmt.Errorf("open the tun device: %w", err)
 		}
-		ifr, err := unix.NewIfreq("tun0")
+		ifr, err := unix.NewIfreq(name)
 		if err != nil {
 			return err
 		}
-		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		ifr.SetUint16(mode | unix.IFF_NO_PI)
 		return unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
 	}))
-	tun := os.NewFile(uintptr(fd), "tun0")
+	tun := os.NewFile(uintptr(fd), name)
 	t.Cleanup(func() { tun.Close() })
-	must(t, n.LinkSetUp(n.link(t, "tun0")))
-	n.give(t, "tun0", address+"/64")
+	must(t, n.LinkSetUp(n.link(t, name)))
 	return tun
 }
 
