@@ -140,7 +140,7 @@ func (s *segment) neighbours() {
 // silence asks for what nobody has: free addresses here and on another node, a machine that is not there, its own address.
 func (s *segment) silence() {
 	asked := [][]string{
-		{"arping", "-D", "-c", "1", "-w", "1", "-I", "eth0", s.free(s.one.v4)}, {"arping", "-D", "-c", "1", "-w", "1", "-I", "eth0", s.free(s.two.v4)},
+		{"arping", "-D", "-c", "1", "-w", "1", "-I", "eth0", s.free(s.near.v4)}, {"arping", "-D", "-c", "1", "-w", "1", "-I", "eth0", s.free(s.two.v4)},
 		{"arping", "-D", "-c", "1", "-w", "1", "-I", "eth0", nasAddress}, {"arping", "-D", "-c", "1", "-w", "1", "-I", "eth0", s.two.v4.String()},
 		{"ndisc6", "-n", "-r", "1", "-w", "1000", s.free(s.three.v6), "eth0"}, {"ndisc6", "-n", "-r", "1", "-w", "1000", s.free(s.two.v6), "eth0"},
 	}
@@ -271,6 +271,10 @@ func (s *segment) peering() {
 func (s *segment) verdicts() {
 	line := lineOf(s.t, s.text, "[network.storage]")
 	one, three := s.node("edge-1").watch(), s.node("edge-3").watch()
+	said := map[netip.Addr]explained{}
+	for _, a := range []netip.Addr{s.near.v4, s.three.v6} {
+		said[a] = s.one.explains("one", a, "tcp")
+	}
 	for _, six := range []bool{false, true} {
 		for _, to := range []*guest{s.near, s.three} {
 			s.one.in("nc -w 5 %s 7 </dev/null || :", to.at(six)) // nobody listens: the answer is a reset, by the flow
@@ -287,7 +291,31 @@ func (s *segment) verdicts() {
 		there.only(question{"tcp", from, near}, verdict{Verdict: "passed", Reason: "local", Stage: "deliver", Node: "edge-1", Line: line,
 			Container: "default/" + s.one.id, Name: "one", Network: "storage", ToContainer: "default/" + s.near.id, ToName: "near", ToNetwork: "storage"})
 	}
+	for a, x := range said {
+		x.agrees(s.t, there.first(question{"tcp", s.one.at(a.Is6()), a}))
+	}
 	s.t.Logf("of edge-1:\n%s", strings.Join(one.text(), "\n"))
+	s.frames()
+}
+
+// frames asks what would become of questions for addresses and of frames for all, and what MACs are known.
+func (s *segment) frames() {
+	n := s.node("edge-1")
+	for to, want := range map[string]string{
+		s.near.v6.String() + "/nd":   "answer   ",
+		s.three.v4.String() + "/arp": "way      node edge-3, SID 5f00:1ace:3:18:0:c800::",
+		s.free(s.near.v4) + "/arp":   "verdict  refused, neighbour_unknown",
+		"ff:ff:ff:ff:ff:ff":          "way      copies to 1 port (near (default/" + s.near.id + ")) and 2 nodes (edge-2, edge-3)",
+		"52:54:00:12:34:56":          "verdict  refused, unknown_mac",
+	} {
+		contains(s.t, n.must("lace", "explain", "--from", "one", "--to", to), want)
+	}
+	table := strings.Fields(n.must("lace", "fdb", "--network", "storage"))
+	for _, known := range []string{s.one.mac(), s.near.mac()} {
+		if !slices.Contains(table, known) {
+			s.t.Errorf("lace fdb does not have %s: %q", known, table)
+		}
+	}
 }
 
 // withoutAgent kills an agent. Flows go on, new ones are opened, and who asks for neighbours is answered.
