@@ -36,7 +36,7 @@ var reasons = []struct{ name, help string }{
 	bpf.LaceReasonREASON_ROUTER_ADVERTISEMENT: {"router_advertisement", "a container advertised itself as a router"},
 	bpf.LaceReasonREASON_DHCP_SERVER:          {"dhcp_server", "a container answered as a DHCP server"},
 	bpf.LaceReasonREASON_GATEWAY_CLOSED:       {"gateway_closed", "the gateway takes ARP, ND and echo only"},
-	bpf.LaceReasonREASON_NEIGHBOUR_UNKNOWN:    {"neighbour_unknown", "ARP or ND for another address than the gateway"},
+	bpf.LaceReasonREASON_NEIGHBOUR_UNKNOWN:    {"neighbour_unknown", "ARP or ND for an address that nobody answers for"},
 	bpf.LaceReasonREASON_UNKNOWN_SOURCE:       {"unknown_source", "SRv6 whose outer source is no node of the topology"},
 	bpf.LaceReasonREASON_UNKNOWN_FUNCTION:     {"unknown_function", "SID with a function that this node does not have"},
 	bpf.LaceReasonREASON_UNKNOWN_NETWORK:      {"unknown_network", "SID with a network that this node does not have"},
