@@ -43,15 +43,15 @@ func marked(number, size int) []byte {
 	return append(binary.BigEndian.AppendUint32([]byte("mark"), uint32(number)), pattern(uint64(number), max(size-8, 0))...)
 }
 
-// frameKinds are EtherTypes and what is behind them, for one receiver.
-func frameKinds(s *segBed, to *container) map[string]func(n int) (kind int, payload []byte) {
+// frameKindsOf are EtherTypes and what is behind them, from one container to another.
+func frameKindsOf(from, to *container) map[string]func(n int) (kind int, payload []byte) {
 	packet := func(n, size int) []byte {
-		return ipv4(s.a.port.V4, to.port.V4, protoUDP, 64, udp(netip.AddrPortFrom(s.a.port.V4, 5), netip.AddrPortFrom(to.port.V4, 5), marked(n, size)))
+		return ipv4(from.port.V4, to.port.V4, protoUDP, 64, udp(netip.AddrPortFrom(from.port.V4, 5), netip.AddrPortFrom(to.port.V4, 5), marked(n, size)))
 	}
 	packet6 := func(n, size int) []byte {
-		return ipv6(s.a.port.V6, to.port.V6, protoUDP, 64, udp(netip.AddrPortFrom(s.a.port.V6, 5), netip.AddrPortFrom(to.port.V6, 5), marked(n, size)))
+		return ipv6(from.port.V6, to.port.V6, protoUDP, 64, udp(netip.AddrPortFrom(from.port.V6, 5), netip.AddrPortFrom(to.port.V6, 5), marked(n, size)))
 	}
-	mtu := s.a.port.MTU
+	mtu := from.port.MTU
 	kinds := map[string]func(int) (int, []byte){
 		"IPv4":                func(n int) (int, []byte) { return typeIPv4, packet(n, 8) },
 		"IPv4 of the largest": func(n int) (int, []byte) { return typeIPv4, packet(n, mtu-28) },
@@ -90,7 +90,7 @@ func checkFrames(t *testing.T, s *segBed) {
 	n := 0
 	for _, to := range []*container{s.far, s.local} {
 		seen := to.capture(t, "eth0")
-		for name, make := range frameKinds(s, to) {
+		for name, make := range frameKindsOf(s.a, to) {
 			n++
 			kind, payload := make(n)
 			sent := ethernet(to.port.MAC, out.mac, kind, payload)

@@ -56,6 +56,22 @@ func TestWireGuardUplink(t *testing.T) {
 	}
 }
 
+// TestSegmentOverWireGuard has a segment over such a tunnel.
+func TestSegmentOverWireGuard(t *testing.T) {
+	needRoot(t)
+	b := newBed(t, bedOptions{nodes: 2, networks: segments, perNode: "uplinks = [\"wg0\"]", prepare: func(b *bed) { joinByWireGuard(t, b) }})
+	x, y := b.nodes[0].run(t, "x", "seg"), b.nodes[1].run(t, "y", "seg")
+	if x.port.MTU != 1420-58 {
+		t.Errorf("MTU %d, want 1362", x.port.MTU)
+	}
+	wire := b.wire.capture(t, "n1")
+	checkSegmentPair(t, x, y)
+	checkNothingBare(t, wire)
+	if wire.count(func(f []byte) bool { return isFrom(f, "5f00:1ace::/32") }) > 0 {
+		t.Error("SRv6 beside the tunnel")
+	}
+}
+
 // joinByWireGuard gives up0 other addresses and puts the underlay's on wg0.
 func joinByWireGuard(t *testing.T, b *bed) {
 	keys := make([]*ecdh.PrivateKey, len(b.nodes))
