@@ -43,10 +43,13 @@ func (f fabric) and(tables string) fabric {
 // nodeNames are the nodes at the ends of a bed's wire.
 var nodeNames = [2]string{"node-a", "node-b"}
 
+// locatorBlock is where all locators lie.
+const locatorBlock = "5f00:1ace::/32"
+
 // topology is the text of the file, with the two nodes at the ends of the wire.
 func (f fabric) topology() string {
 	w := new(strings.Builder)
-	fmt.Fprintf(w, "version = 1\n[underlay]\nlocator-block = \"5f00:1ace::/32\"\n%s", f.underlay)
+	fmt.Fprintf(w, "version = 1\n[underlay]\nlocator-block = %q\n%s", locatorBlock, f.underlay)
 	for i, name := range nodeNames {
 		fmt.Fprintf(w, "[node.%s]\nunderlay = %q\nlocator = %q\nuplinks = [\"up0\"]\nvia = %q\n",
 			name, wire6[i], locatorOf(i+1), wire6[1-i])

@@ -33,6 +33,9 @@ func (l *lab) measureFDB(ctx context.Context, rec *record) error {
 	if err := b.construct(ctx); err != nil {
 		return fmt.Errorf("build bed fdb: %w", err)
 	}
+	if err := b.ready(ctx); err != nil {
+		return err
+	}
 	for range l.opt.rounds {
 		if ctx.Err() != nil {
 			return ctx.Err()

@@ -59,7 +59,7 @@ func mountOwn() error {
 
 // order is what a node is told to do, one JSON object a line; report is its answer.
 type order struct {
-	Do        string // "attach", "detach", "programs", "agent", "fill", "look", "collect", "apply", "fdb" or "flood"
+	Do        string // "attach", "detach", "programs", "agent", "fill", "look", "collect", "apply", "ready", "fdb" or "flood"
 	Container string
 	Network   string        // attach
 	Netns     string        // attach
@@ -80,6 +80,7 @@ type report struct {
 	Changed  bool               `json:",omitempty"` // apply
 	Programs map[string]float64 `json:",omitempty"` // ns a run
 	RSS      int                `json:",omitempty"` // agent: kB
+	Ready    bool               `json:",omitempty"` // ready
 }
 
 // node is the role that runs a node's data plane as the agent does, and takes orders.
@@ -177,6 +178,8 @@ func (n *node) obey(o order) (report, error) {
 		return n.collect()
 	case "apply":
 		return n.apply(ctx, o)
+	case "ready":
+		return n.ready()
 	case "fdb":
 		return n.fdb(o)
 	case "flood":
