@@ -109,11 +109,10 @@ static __always_inline int send_frame(struct __sk_buff *skb, struct context *ctx
 /* A frame off the underlay. Only what is known as IP may be handed to a container's own end: at all else the kernel has to look again. */
 static __always_inline int deliver_frame(struct __sk_buff *skb, struct context *ctx, __u32 counter)
 {
-	bool known = ctx->type == bpf_htons(ETH_P_IP) ? decap_by_flags : is_ip(ctx->type);
 	enum reason reason = decapsulate_frame(skb, ctx);
 
 	if (reason)
 		return drop(skb, reason);
 	count(skb, counter);
-	return known ? send_in(ctx) : bpf_redirect(ctx->ifindex, 0);
+	return is_ip(ctx->type) ? send_in(ctx) : bpf_redirect(ctx->ifindex, 0);
 }

@@ -4,7 +4,6 @@ package bpf_test
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -14,7 +13,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/lace-net/lace/bpf"
 	"github.com/lace-net/lace/dataplane/plan"
@@ -38,7 +36,6 @@ func newAudience(t testing.TB, devs ...int) *audience {
 		far := up(t, a.bed, name+"p")
 		up(t, a.bed, name)
 		a.ears[dev] = packetSocket(t, a.bed, far)
-		must(t, unix.SetsockoptInt(a.ears[dev], unix.SOL_PACKET, unix.PACKET_AUXDATA, 1))
 	}
 	return a
 }
@@ -88,24 +85,13 @@ func (a *audience) hear(t testing.TB, n *node, in input) (result, map[int][][]by
 	return r, heard
 }
 
-// receive waits for a frame. A tag that the kernel has taken off is put back.
+// receive waits for a frame.
 func receive(t testing.TB, socket int) []byte {
 	t.Helper()
-	b, control := make([]byte, 65536), make([]byte, 128)
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
-		n, c, _, _, err := unix.Recvmsg(socket, b, control, 0)
-		if err != nil {
-			continue
+		if frame, err := readFrame(socket); err == nil {
+			return frame
 		}
-		messages, err := unix.ParseSocketControlMessage(control[:c])
-		must(t, err)
-		for _, m := range messages {
-			const statusVLAN, status, tci, tpid = 1 << 4, 0, 16, 18 // struct tpacket_auxdata
-			if m.Header.Type == unix.PACKET_AUXDATA && binary.NativeEndian.Uint32(m.Data[status:])&statusVLAN != 0 {
-				return tagged(b[:n], vlan{binary.NativeEndian.Uint16(m.Data[tpid:]), binary.NativeEndian.Uint16(m.Data[tci:])})
-			}
-		}
-		return bytes.Clone(b[:n])
 	}
 	t.Fatal("a frame was sent and does not come")
 	return nil

@@ -239,6 +239,7 @@ func TestBridgedFlow(t *testing.T) {
 
 // TestBridgedDecidedAgain: by either side, after a container has gone and after another topology has come.
 func TestBridgedDecidedAgain(t *testing.T) {
+	decidedByNoKernel(t)
 	s := newSpan(t)
 	again := map[string]func(n *node){
 		"a container has gone": func(n *node) { must(t, n.maps.DecideAgain()) },

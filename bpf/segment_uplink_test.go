@@ -319,6 +319,7 @@ func TestSegmentUplink(t *testing.T) { runRows(t, segmentUplinkRows()) }
 
 // TestSegmentTruncated cuts frames off the underlay at every length: none goes on that is not whole.
 func TestSegmentTruncated(t *testing.T) {
+	decidedByNoKernel(t)
 	n := newNode(t, newBed(t), options{number: 1, l2: true})
 	for name, frame := range map[string][]byte{
 		"IPv4": partyAt(2, podA).frame(partyAt(1, podA), udp(other4, s4, 1, 2, 4)), "IPv6": partyAt(2, podA).frame(partyAt(1, podA), udp(other6, s6, 1, 2, 4)),

@@ -134,24 +134,46 @@ func (w *wire) side(number int, host *bed, up netlink.Link, o options) *side {
 	s := &side{pod: newSpace(w.t), uplink: up}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "pod0"
-	mac := macOf(number, podA)
+	mac, entry := macOf(number, podA), "pod_l3"
+	if o.l2 {
+		mac, entry = stationMAC(number, podA), "pod_l2"
+	}
 	inside := handle(w.t, s.pod)
 	must(w.t, host.in(func() error {
 		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerHardwareAddr: mac[:], PeerNamespace: netlink.NsFd(inside)})
 	}))
 	s.link, s.eth0 = raise(w.t, host, "pod0"), raise(w.t, s.pod, "eth0")
-	host.index = [devices]int{s.link.Attrs().Index, 1001, 1002, up.Attrs().Index, 1003}
+	for dev := range host.index {
+		host.index[dev] = 1000 + dev // there are none
+	}
+	host.index[podA], host.index[uplink] = s.link.Attrs().Index, up.Attrs().Index
+	var far netlink.Link
+	if o.l2 {
+		host.index[cutter], far = segmenter(w.t, host)
+	}
 	o.number = number
 	s.node = newNode(w.t, host, o)
 	s.nexthops(nexthop{known: !w.raw, raw: w.raw})
 	s.socket = packetSocket(w.t, s.pod, s.eth0)
-	attach(w.t, host, s.link, s.coll.Programs["pod_l3"])
+	attach(w.t, host, s.link, s.coll.Programs[entry])
+	if o.l2 {
+		attach(w.t, host, far, s.coll.Programs["segmented"])
+	}
 	name := "uplink"
 	if w.raw {
 		name = "uplink_raw"
 	}
 	attach(w.t, host, up, s.coll.Programs[name])
 	return s
+}
+
+// segmenter is the index of the near end of what GSO frames are cut by, and the far end.
+func segmenter(t testing.TB, host *bed) (int, netlink.Link) {
+	t.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "cut0"
+	must(t, host.in(func() error { return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "cut1"}) }))
+	return raise(t, host, "cut0").Attrs().Index, raise(t, host, "cut1")
 }
 
 func attach(t testing.TB, b *bed, l netlink.Link, p *ebpf.Program) {
@@ -178,8 +200,26 @@ func packetSocket(t testing.TB, b *bed, l netlink.Link) (fd int) {
 	}))
 	t.Cleanup(func() { unix.Close(fd) })
 	must(t, unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1))
+	must(t, unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1))
 	must(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 100000}))
 	return fd
+}
+
+// readFrame reads a frame that is there, or comes soon. A tag that the kernel has taken off is put back.
+func readFrame(socket int) ([]byte, error) {
+	b, control := make([]byte, 65536), make([]byte, 128)
+	n, c, _, _, err := unix.Recvmsg(socket, b, control, 0)
+	if err != nil {
+		return nil, err
+	}
+	messages, err := unix.ParseSocketControlMessage(control[:c])
+	for _, m := range messages {
+		const statusVLAN, status, tci, tpid = 1 << 4, 0, 16, 18 // struct tpacket_auxdata
+		if m.Header.Type == unix.PACKET_AUXDATA && binary.NativeEndian.Uint32(m.Data[status:])&statusVLAN != 0 {
+			return tagged(b[:n], vlan{binary.NativeEndian.Uint16(m.Data[tpid:]), binary.NativeEndian.Uint16(m.Data[tci:])}), err
+		}
+	}
+	return b[:n], err
 }
 
 func (s *side) send(frame []byte) {
@@ -193,16 +233,15 @@ func (s *side) send(frame []byte) {
 func (s *side) receives(want []byte) {
 	s.t.Helper()
 	var seen [][]byte
-	b := make([]byte, 65536)
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
-		n, err := unix.Read(s.socket, b)
+		frame, err := readFrame(s.socket)
 		if err != nil {
 			continue
 		}
-		if bytes.Equal(b[:n], want) {
+		if bytes.Equal(frame, want) {
 			return
 		}
-		seen = append(seen, bytes.Clone(b[:n]))
+		seen = append(seen, frame)
 	}
 	s.t.Errorf("node %d: the container got %d other frames, not %s; counted: %v", s.opts.number, len(seen), spaced(want), s.counters())
 	for _, f := range seen {
@@ -222,8 +261,11 @@ func (s *side) counts(before uint64, reason bpf.LaceReason, times uint64) {
 }
 
 // wires runs a test over Ethernet and over tunnels, in all forms of encapsulation and decapsulation.
-func wires(t *testing.T, f func(t *testing.T, w *wire)) {
+func wires(t *testing.T, f func(t *testing.T, w *wire)) { allWires(t, false, f) }
+
+func allWires(t *testing.T, l2 bool, f func(t *testing.T, w *wire)) {
 	for name, o := range map[string]options{"reduced": {}, "srh": {srh: true}, "change_proto": {changeProto: true}, "srh change_proto": {srh: true, changeProto: true}} {
+		o.l2 = l2
 		t.Run("ethernet "+name, func(t *testing.T) { f(t, newWire(t, o, false)) })
 		t.Run("tunnel "+name, func(t *testing.T) { f(t, newWire(t, o, true)) })
 	}

@@ -181,8 +181,7 @@ static __always_inline enum reason decapsulate_frame(struct __sk_buff *skb, cons
 	tiny = small && payload < SHED_LEAST_V4;
 	if (tiny && bpf_skb_change_tail(skb, skb->len + SHED_LEAST, 0))
 		return REASON_DECAP_FAILED;
-	if (((small && !tiny) || (decap_by_flags && ctx->type == bpf_htons(ETH_P_IP))) &&
-	    !shed_as_v4(skb, &cut, &flags))
+	if (((small && !tiny) || ctx->type == bpf_htons(ETH_P_IP)) && !shed_as_v4(skb, &cut, &flags))
 		return REASON_DECAP_FAILED;
 	if (bpf_skb_adjust_room(skb, -cut, BPF_ADJ_ROOM_MAC, flags))
 		return REASON_DECAP_FAILED;
