@@ -21,7 +21,7 @@ import (
 
 const patience = 30 * time.Second
 
-// lace is the program under test, built once.
+// lace is the program under test, built once; lace-runc lies beside it.
 var lace string
 
 func TestMain(m *testing.M) {
@@ -36,9 +36,10 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	lace = filepath.Join(dir, "lace")
-	build := exec.Command("go", "build", "-o", lace, "github.com/lace-net/lace/cmd/lace")
+	build := exec.Command("go", "build", "-o", dir, "github.com/lace-net/lace/cmd/lace", "github.com/lace-net/lace/cmd/lace-runc")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if output, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build lace: %v\n%s", err, output)
+		fmt.Fprintf(os.Stderr, "build lace and lace-runc: %v\n%s", err, output)
 		return 1
 	}
 	return m.Run()
