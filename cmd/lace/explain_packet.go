@@ -252,9 +252,10 @@ func ethernet(dst, src plan.MAC, etherType uint16, payload []byte) []byte {
 	return append(binary.BigEndian.AppendUint16(b, etherType), payload...)
 }
 
-// Next headers of what is in SRv6; gopacket has no name for that of a frame (RFC 8986, section 10.1).
-const framed layers.IPProtocol = 143
+// framed is the next header of a frame in SRv6 (RFC 8986, section 10.1).
+const framed layers.IPProtocol = unix.IPPROTO_ETHERNET
 
+// innerOf is that of an IP packet.
 func innerOf(packet []byte) layers.IPProtocol {
 	if packet[0]>>4 == 6 {
 		return layers.IPProtocolIPv6

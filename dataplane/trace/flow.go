@@ -11,6 +11,7 @@ import (
 
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
+	"golang.org/x/sys/unix"
 )
 
 // Flow is what the head of a packet says of it. Fields that its protocol does not have are zero.
@@ -58,7 +59,7 @@ func ParseFlow(head []byte, ethernet bool) Flow {
 }
 
 // framed is the next header of an Ethernet frame (RFC 8986, section 10.1), which gopacket does not know.
-const framed layers.IPProtocol = 143
+const framed layers.IPProtocol = unix.IPPROTO_ETHERNET
 
 func (f *Flow) read(head []byte, first gopacket.LayerType) {
 	var protocol layers.IPProtocol
