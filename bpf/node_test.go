@@ -66,7 +66,7 @@ type options struct {
 	number      int
 	locatorBits int // 48
 	srh, vrf    bool
-	l2          bool // the networks of segment_test.go
+	l2          bool // the networks of l2_node_test.go
 	cut         bool // l2-gso = "segment"
 	changeProto bool // decapsulate without the flags of 6.3
 	bits4       plan.Lengths

@@ -96,7 +96,7 @@ var (
 	near4, near6     = place(1, podB)
 	vm4, vm6         = place(1, machine)
 	other4, other6   = place(2, podA)
-	away4, away6     = place(2, machine)
+	away4, _         = place(2, machine)
 	foreign4         = netip.MustParseAddr("10.50.0.203")
 	foreign6         = netip.MustParseAddr("fd50::cb")
 	lgw4, lgw6       = netip.MustParseAddr("10.50.0.1"), netip.MustParseAddr("fd50::1")
