@@ -197,7 +197,7 @@ func segmentNodeRows() []row {
 	var rows []row
 	asking := func(frame []byte) ip {
 		p := sent(frame)
-		p.dst, p.class = groupSID(1, storage), 0x88
+		p.dst, p.class, p.hops = groupSID(1, storage), 0x88, 9
 		return p
 	}
 	type exchange struct{ question, answer []byte }
