@@ -96,9 +96,15 @@ func TestDevices(t *testing.T) {
 		checkSizes(t, s.far, declared, at)
 		checkSizes(t, declared, s.a, at)
 	}
-	t.Run("spoofing", func(t *testing.T) { checkSegmentSpoofing(t, s.bed, []*container{declared, s.far}, s.local) })
+	t.Run("spoofing", func(t *testing.T) {
+		notEmulated(t)
+		checkSegmentSpoofing(t, s.bed, []*container{declared, s.far}, s.local)
+	})
 	t.Run("broadcast", func(t *testing.T) { checkReachesMachines(t, s, declared, other) })
-	t.Run("restart", func(t *testing.T) { checkDeviceOverAgents(t, n, declared, s.far) })
+	t.Run("restart", func(t *testing.T) {
+		notEmulated(t)
+		checkDeviceOverAgents(t, n, declared, s.far)
+	})
 	n.detachDevice(t, "vm0")
 	n.detachDevice(t, "vm0") // which changes nothing
 	if got := n.deviceLooks(t, "vm0"); got != looks {

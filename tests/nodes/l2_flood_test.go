@@ -19,6 +19,9 @@ import (
 func TestReplication(t *testing.T) {
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
+			if form.srh {
+				notEmulated(t)
+			}
 			s := newSegBed(t, bedOptions{srh: form.srh})
 			var strangers []*capture
 			for _, n := range s.nodes {

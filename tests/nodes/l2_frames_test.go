@@ -29,6 +29,9 @@ func tag(id int, kind int, payload []byte) []byte { return join(be16(id), be16(k
 func TestFrames(t *testing.T) {
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
+			if form.srh {
+				notEmulated(t)
+			}
 			s := newSegBed(t, bedOptions{srh: form.srh})
 			t.Run("whole", func(t *testing.T) { checkFrames(t, s) })
 			t.Run("priority", func(t *testing.T) { checkPriorityTag(t, s) })
@@ -211,6 +214,9 @@ func TestBulk(t *testing.T) {
 				continue // pieces go like any other frame
 			}
 			t.Run(title(mode, form.name), func(t *testing.T) {
+				if form.srh {
+					notEmulated(t)
+				}
 				s := newSegBed(t, bedOptions{srh: form.srh, underlay: fmt.Sprintf("l2-gso = %q", mode)})
 				for _, n := range s.nodes {
 					n.wireLikeANIC(t)

@@ -103,6 +103,7 @@ func checkDefaultRoute(t *testing.T, c *container, link string, gateways ...neti
 
 // TestSegmentAgents stops, kills and replaces agents and programs under traffic in a segment, which must not notice.
 func TestSegmentAgents(t *testing.T) {
+	notEmulated(t)
 	s := newSegBed(t, bedOptions{})
 	before := s.nodes[0].holdings()
 	floods := []*flood{startFlood(t, s.a, s.far.port.V4), startFlood(t, s.a, s.local.port.V6), startFlood(t, s.a, s.third.port.V6)}
@@ -128,6 +129,7 @@ func TestSegmentAgents(t *testing.T) {
 
 // TestSegmentChanges applies topologies in which the segment is another one, or is not at all.
 func TestSegmentChanges(t *testing.T) {
+	notEmulated(t)
 	b := newBed(t, bedOptions{nodes: 2, networks: segments + webNetwork})
 	n := b.nodes[0]
 	a, far := n.run(t, "a", "seg"), b.nodes[1].run(t, "far", "seg")

@@ -22,6 +22,9 @@ var (
 func TestNeighbours(t *testing.T) {
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
+			if form.srh {
+				notEmulated(t)
+			}
 			s := newSegBed(t, bedOptions{srh: form.srh})
 			t.Run("once", func(t *testing.T) { checkAskedOnce(t, s) })
 			t.Run("unknown", func(t *testing.T) { checkUnknownNeighbours(t, s) })
