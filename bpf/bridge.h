@@ -45,14 +45,13 @@ static __always_inline enum reason find_way(struct context *ctx, const struct co
 SEC("tc")
 int stage_bridge(struct __sk_buff *skb)
 {
-	struct context *ctx = context();
+	struct context *ctx = come_to(skb, STAGE_BRIDGE);
 	struct config *cfg;
 	enum reason reason;
 	__u32 before;
 
 	if (!ctx)
 		return TC_ACT_SHOT;
-	step(skb, ctx, STAGE_BRIDGE);
 	cfg = node(ctx->generation);
 	if (!cfg)
 		return drop(skb, REASON_NO_NETWORK);
@@ -190,15 +189,12 @@ static __always_inline int classify_frame(struct __sk_buff *skb, struct context 
 	return bridge_opaque(skb, ctx);
 }
 
-/* The context of a container's frame: port is where it came in. */
-static __always_inline void start_frame(struct context *ctx, const struct port *port, __u32 ifindex)
+/* The port that a frame came in by, which the context learns of. NULL: there is none. */
+static __always_inline struct port *find_origin(struct context *ctx, __u32 ifindex)
 {
-	ctx->key.network = port->network;
-	ctx->source = port->source;
-	ctx->traffic = port->traffic;
-	ctx->underlay = 0;
 	ctx->origin = ifindex;
 	ctx->l2 = 1;
+	return find_sender(ctx, ifindex);
 }
 
 SEC("tc")
@@ -213,10 +209,9 @@ int pod_l2(struct __sk_buff *skb)
 	if (!ctx)
 		return TC_ACT_SHOT;
 	cfg = node(ctx->generation);
-	port = find_port(skb->ifindex, ctx->generation);
+	port = find_origin(ctx, skb->ifindex);
 	if (!port || !cfg)
 		return drop(skb, REASON_NO_PORT);
-	start_frame(ctx, port, skb->ifindex);
 	reason = read_frame(skb, ctx);
 	if (reason)
 		return drop(skb, reason);
@@ -238,17 +233,14 @@ int segmented(struct __sk_buff *skb)
 	struct context *ctx = start(skb);
 	__u32 mark = skb->mark;
 	enum reason reason;
-	struct port *port;
 
 	if (!ctx)
 		return TC_ACT_SHOT;
 	skb->mark = 0;
 	if (mark & MARK_NEXTHOP)
 		return pass_on(skb, mark & ~MARK_NEXTHOP);
-	port = find_port(mark, ctx->generation);
-	if (!port)
+	if (!find_origin(ctx, mark))
 		return drop(skb, REASON_NO_PORT);
-	start_frame(ctx, port, mark);
 	reason = read_frame(skb, ctx);
 	if (reason)
 		return drop(skb, reason);

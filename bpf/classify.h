@@ -297,6 +297,20 @@ static __always_inline int classify(struct __sk_buff *skb, struct context *ctx, 
 	return drop(skb, REASON_NOT_IP);
 }
 
+/* The port of the container that sends, which the context learns of. NULL: there is none. */
+static __always_inline struct port *find_sender(struct context *ctx, __u32 ifindex)
+{
+	struct port *port = find_port(ifindex, ctx->generation);
+
+	if (!port)
+		return NULL;
+	ctx->key.network = port->network;
+	ctx->source = port->source;
+	ctx->traffic = port->traffic;
+	ctx->underlay = 0;
+	return port;
+}
+
 SEC("tc")
 int pod_l3(struct __sk_buff *skb)
 {
@@ -308,13 +322,9 @@ int pod_l3(struct __sk_buff *skb)
 	if (!ctx)
 		return TC_ACT_SHOT;
 	cfg = node(ctx->generation);
-	port = find_port(skb->ifindex, ctx->generation);
+	port = find_sender(ctx, skb->ifindex);
 	if (!port || !cfg)
 		return drop(skb, REASON_NO_PORT);
-	ctx->key.network = port->network;
-	ctx->source = port->source;
-	ctx->traffic = port->traffic;
-	ctx->underlay = 0;
 	pull(skb, ETH_HLEN + IP_HEADER_MAX + 20);
 	verdict = classify(skb, ctx, port, cfg);
 	return verdict == GO_ON ? follow_flow(skb, ctx, false) : verdict;

@@ -11,13 +11,12 @@
 SEC("tc")
 int stage_deliver(struct __sk_buff *skb)
 {
-	struct context *ctx = context();
+	struct context *ctx = come_to(skb, STAGE_DELIVER);
 	enum reason reason;
 	__u32 counter;
 
 	if (!ctx)
 		return TC_ACT_SHOT;
-	step(skb, ctx, STAGE_DELIVER);
 	pull(skb, ETH_HLEN + sizeof(struct ipv6hdr));
 	counter = traffic_index(ctx->traffic, way_on(ctx));
 	if (ctx->underlay) {

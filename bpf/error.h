@@ -237,13 +237,12 @@ static __always_inline int error_v6(struct __sk_buff *skb, struct context *ctx, 
 SEC("tc")
 int stage_error(struct __sk_buff *skb)
 {
-	struct context *ctx = context();
+	struct context *ctx = come_to(skb, STAGE_ERROR);
 	struct config *cfg;
 	struct port *port;
 
 	if (!ctx)
 		return TC_ACT_SHOT;
-	step(skb, ctx, STAGE_ERROR);
 	port = find_port(skb->ifindex, ctx->generation);
 	cfg = node(ctx->generation);
 	if (!port || !cfg)

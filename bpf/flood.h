@@ -154,7 +154,7 @@ static __always_inline bool is_rationed(const struct context *ctx, const struct 
 SEC("tc")
 int stage_flood(struct __sk_buff *skb)
 {
-	struct context *ctx = context();
+	struct context *ctx = come_to(skb, STAGE_FLOOD);
 	struct network *network;
 	struct config *cfg;
 	struct group *group;
@@ -163,7 +163,6 @@ int stage_flood(struct __sk_buff *skb)
 
 	if (!ctx)
 		return TC_ACT_SHOT;
-	step(skb, ctx, STAGE_FLOOD);
 	cfg = node(ctx->generation);
 	network = find_network(ctx, ctx->key.network);
 	if (!cfg)

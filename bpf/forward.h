@@ -139,24 +139,30 @@ static __always_inline enum reason settle(struct __sk_buff *skb, const struct co
 	return REASON_NONE;
 }
 
-/* fresh: the stages have just decided the flow. */
+/* What is still to be done to a packet that is routed. fresh: the stages have just decided the flow. */
+static __always_inline enum reason leave(struct __sk_buff *skb, const struct context *ctx, bool fresh)
+{
+	enum reason reason = fresh ? settle(skb, ctx) : REASON_NONE;
+
+	if (reason)
+		return reason;
+	return take_hop(skb, ctx) ? REASON_NONE : REASON_MALFORMED;
+}
+
 static __always_inline int deliver_remote(struct __sk_buff *skb, struct context *ctx, __u32 counter, bool fresh)
 {
 	struct config *cfg = node(ctx->generation);
 	struct nexthop *nexthop = find_nexthop(ctx);
-	enum reason reason = REASON_NONE;
+	enum reason reason;
 
 	if (!cfg || !nexthop || !nexthop->ifindex)
 		return drop(skb, REASON_NO_NEXTHOP);
 	ctx->mtu = nexthop->mtu - OUTER_LEN - (cfg->srh ? SRH_LEN : 0);
 	if (packet_size(skb, ctx) > ctx->mtu)
 		return too_big(skb, ctx, ctx->mtu);
-	if (fresh)
-		reason = settle(skb, ctx);
+	reason = leave(skb, ctx, fresh);
 	if (reason)
 		return drop(skb, reason);
-	if (!take_hop(skb, ctx))
-		return drop(skb, REASON_MALFORMED);
 	reason = cfg->srh ? encapsulate(skb, ctx, true) : encapsulate(skb, ctx, false);
 	if (reason)
 		return drop(skb, reason);
@@ -166,16 +172,13 @@ static __always_inline int deliver_remote(struct __sk_buff *skb, struct context 
 
 static __always_inline int deliver_local(struct __sk_buff *skb, struct context *ctx, __u32 counter, bool fresh)
 {
-	enum reason reason = REASON_NONE;
+	enum reason reason;
 
 	if (packet_size(skb, ctx) > ctx->mtu)
 		return too_big(skb, ctx, ctx->mtu);
-	if (fresh)
-		reason = settle(skb, ctx);
+	reason = leave(skb, ctx, fresh);
 	if (reason)
 		return drop(skb, reason);
-	if (!take_hop(skb, ctx))
-		return drop(skb, REASON_MALFORMED);
 	return hand_over(skb, ctx, counter);
 }
 

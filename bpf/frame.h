@@ -94,11 +94,10 @@ static __always_inline int take_frame(struct __sk_buff *skb, struct context *ctx
 SEC("tc")
 int stage_frame(struct __sk_buff *skb)
 {
-	struct context *ctx = context();
+	struct context *ctx = come_to(skb, STAGE_FRAME);
 
 	if (!ctx)
 		return TC_ACT_SHOT;
-	step(skb, ctx, STAGE_FRAME);
 	ctx->bridged = 1;
 	pull(skb, FRAME_OFFSET_MAX + IP_HEADER_MAX + 20);
 	return take_frame(skb, ctx, ctx->shim ? IPPROTO_GRE : IPPROTO_ETHERNET_);

@@ -161,14 +161,13 @@ static __always_inline int gateway_ip(struct __sk_buff *skb, const struct contex
 SEC("tc")
 int stage_gateway(struct __sk_buff *skb)
 {
-	struct context *ctx = context();
+	struct context *ctx = come_to(skb, STAGE_GATEWAY);
 	struct config *cfg;
 	struct port *port;
 	struct ethhdr eth;
 
 	if (!ctx)
 		return TC_ACT_SHOT;
-	step(skb, ctx, STAGE_GATEWAY);
 	port = find_port(skb->ifindex, ctx->generation);
 	cfg = node(ctx->generation);
 	if (!port || !cfg)

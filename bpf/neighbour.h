@@ -289,13 +289,12 @@ static __always_inline int take_question(struct __sk_buff *skb, struct context *
 SEC("tc")
 int stage_neighbour(struct __sk_buff *skb)
 {
-	struct context *ctx = context();
+	struct context *ctx = come_to(skb, STAGE_NEIGHBOUR);
 	struct config *cfg;
 	struct port *port;
 
 	if (!ctx)
 		return TC_ACT_SHOT;
-	step(skb, ctx, STAGE_NEIGHBOUR);
 	cfg = node(ctx->generation);
 	if (!cfg)
 		return drop(skb, REASON_NO_NETWORK);

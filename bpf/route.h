@@ -171,14 +171,13 @@ static __always_inline enum reason route_from_underlay(struct context *ctx)
 SEC("tc")
 int stage_route(struct __sk_buff *skb)
 {
-	struct context *ctx = context();
+	struct context *ctx = come_to(skb, STAGE_ROUTE);
 	struct config *cfg;
 	enum reason reason;
 	__u32 before;
 
 	if (!ctx)
 		return TC_ACT_SHOT;
-	step(skb, ctx, STAGE_ROUTE);
 	cfg = node(ctx->generation);
 	if (!cfg)
 		return drop(skb, REASON_NO_NETWORK);

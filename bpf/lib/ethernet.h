@@ -169,8 +169,8 @@ static __always_inline bool shed_as_v4(struct __sk_buff *skb, __s32 *cut, __u64 
 static __always_inline enum reason decapsulate_frame(struct __sk_buff *skb, const struct context *ctx)
 {
 	__s32 cut = OUTER_LEN + ETH_HLEN + (ctx->srh ? SRH_LEN : 0) + (ctx->shim ? GRE_LEN : 0);
-	struct ethhdr eth = { .h_proto = ctx->type };
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
+	struct ethhdr *eth;
 	bool small, tiny;
 	__s32 payload;
 
@@ -189,7 +189,11 @@ static __always_inline enum reason decapsulate_frame(struct __sk_buff *skb, cons
 		return REASON_DECAP_FAILED;
 	if (ctx->raw && bpf_skb_change_head(skb, ETH_HLEN, 0))
 		return REASON_DECAP_FAILED;
-	__builtin_memcpy(eth.h_dest, &ctx->to, ETH_ALEN);
-	__builtin_memcpy(eth.h_source, &ctx->from, ETH_ALEN);
-	return bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0) ? REASON_DECAP_FAILED : REASON_NONE;
+	eth = packet_start(skb);
+	if ((void *)(eth + 1) > packet_end(skb))
+		return REASON_DECAP_FAILED;
+	__builtin_memcpy(eth->h_dest, &ctx->to, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, &ctx->from, ETH_ALEN);
+	eth->h_proto = ctx->type;
+	return REASON_NONE;
 }

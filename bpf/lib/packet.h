@@ -141,6 +141,16 @@ static __always_inline void step(struct __sk_buff *skb, struct context *ctx, enu
 		tell(skb, REASON_NONE, VERDICT_STEP);
 }
 
+/* A tail call: what the packet's context is, NULL where there is none. */
+static __always_inline struct context *come_to(struct __sk_buff *skb, enum stage stage)
+{
+	struct context *ctx = context();
+
+	if (ctx)
+		step(skb, ctx, stage);
+	return ctx;
+}
+
 /* Count a packet that goes on. index: into traffic. */
 static __always_inline void count(struct __sk_buff *skb, __u32 index)
 {
