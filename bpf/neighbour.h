@@ -28,7 +28,7 @@ static __always_inline enum answer find_owner(struct context *ctx, const struct 
 	if (!v4 && eui64_mac(target, mac)) {
 		if (find_station(ctx, cfg, network, mac))
 			return ANSWER_NOBODY;
-		return ctx->ifindex ? ANSWER_HERE : ANSWER_THERE;
+		return ctx->ifindex || ctx->router ? ANSWER_HERE : ANSWER_THERE; /* a router answers nobody */
 	}
 	block = find_block(ctx, ctx->key.network, network, target, v4);
 	if (!block || block->flags & BLOCK_LOCAL || find_node(ctx, cfg, &block->sid, FUNCTION_END_DT2M))

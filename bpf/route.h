@@ -54,7 +54,7 @@ static __always_inline enum reason find_endpoint(struct context *ctx)
 {
 	struct endpoint *endpoint = find_container(ctx, ctx->network, &ctx->key.dst);
 
-	if (!endpoint)
+	if (!endpoint || !endpoint->ifindex)
 		return REASON_NO_ENDPOINT;
 	if (ctx->known && ctx->ifindex != endpoint->ifindex) {
 		if (ctx->reply)

@@ -61,9 +61,9 @@ enum endpoint_flags {
 	ENDPOINT_DIRECT = 1, /* a device of the host (a tap, a veth of others): what is for it is sent out of it */
 };
 
-/* A container on this node, by network and address. */
+/* A container on this node, by network and address; or what is at a router, for which only questions are answered here. */
 struct endpoint {
-	__u32 ifindex; /* host end */
+	__u32 ifindex; /* host end; 0: at a router */
 	struct mac mac;
 	__u16 mtu;
 	__u32 flags;

@@ -197,7 +197,7 @@ func (w *wanted) rows(s Slot) *rows {
 	r := &rows{
 		config: w.configRow(), networks: w.networkRows(s), blocks: blockRows(w.plan, s),
 		peerings: peeringRows(w.plan, s), peers: peerRows(w.plan, s),
-		ports: map[bpf.LacePortKey]bpf.LacePort{}, endpoints: map[bpf.LaceEndpointKey]bpf.LaceEndpoint{},
+		ports: map[bpf.LacePortKey]bpf.LacePort{}, endpoints: answerRows(w.plan, s),
 		stations: w.stationRows(s),
 	}
 	r.groups, r.members = w.groupRows(s)
@@ -269,12 +269,28 @@ func endpointRows(p plan.Port, dev Device, s Slot) map[bpf.LaceEndpointKey]bpf.L
 	row := bpf.LaceEndpoint{Ifindex: dev.Index, Mtu: dev.MTU, Flags: endpointFlags(p)}
 	row.Mac.U8 = p.MAC
 	for _, a := range []netip.Addr{p.V4, p.V6} {
-		if !a.IsValid() {
-			continue
+		if a.IsValid() {
+			rows[endpointKey(p.NetworkID, a, s)] = row
 		}
-		k := bpf.LaceEndpointKey{Scope: Scope(p.NetworkID, s)}
-		k.Addr.U8 = addr(a).U8
-		rows[k] = row
+	}
+	return rows
+}
+
+func endpointKey(network topology.NetworkID, a netip.Addr, s Slot) bpf.LaceEndpointKey {
+	k := bpf.LaceEndpointKey{Scope: Scope(network, s)}
+	k.Addr.U8 = addr(a).U8
+	return k
+}
+
+// answerRows are endpoints without an interface: questions for them are answered here, and nothing is delivered.
+func answerRows(p *plan.Plan, s Slot) map[bpf.LaceEndpointKey]bpf.LaceEndpoint {
+	rows := map[bpf.LaceEndpointKey]bpf.LaceEndpoint{}
+	for _, station := range p.Stations {
+		row := bpf.LaceEndpoint{}
+		row.Mac.U8 = station.MAC
+		for _, a := range station.Answers {
+			rows[endpointKey(station.Network, a, s)] = row
+		}
 	}
 	return rows
 }

@@ -162,7 +162,7 @@ func peeringObject(p Peering, names names) object {
 
 func stationObject(s Station, names names) object {
 	return object{fmt.Sprintf("station %s %s", names.network(s.Network), s.Name), []fact{
-		{"mac", s.MAC.String()}, {"on", names.peers[s.Peer]}, {"SID", address(s.SID.Addr)},
+		{"mac", s.MAC.String()}, {"on", names.peers[s.Peer]}, {"SID", address(s.SID.Addr)}, {"answers", join(s.Answers)},
 	}}
 }
 

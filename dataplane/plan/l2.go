@@ -41,6 +41,14 @@ func (o owner) frameSID(f topology.Function, id topology.NetworkID) topology.SID
 	return o.Locator.SID(f, id)
 }
 
+// answers are the addresses of an endpoint that its owner does not answer for.
+func (o owner) answers(e topology.Endpoint) []netip.Addr {
+	if o.Kind != topology.KindRouter {
+		return nil
+	}
+	return slices.DeleteFunc([]netip.Addr{e.V4, e.V6}, func(a netip.Addr) bool { return !a.IsValid() })
+}
+
 func (p *Plan) stations(n *topology.Network, owners *owners) {
 	first := len(p.Stations)
 	for _, e := range n.Endpoints() {
@@ -49,7 +57,7 @@ func (p *Plan) stations(n *topology.Network, owners *owners) {
 			continue
 		}
 		p.Stations = append(p.Stations, Station{
-			Network: n.ID, Name: e.Name, MAC: e.MAC, Peer: o.index, SID: o.frameSID(topology.EndDT2U, n.ID), Line: e.Line,
+			Network: n.ID, Name: e.Name, MAC: e.MAC, Peer: o.index, SID: o.frameSID(topology.EndDT2U, n.ID), Line: e.Line, Answers: o.answers(e),
 		})
 	}
 	slices.SortFunc(p.Stations[first:], func(a, b Station) int { return cmp.Or(cmp.Compare(a.Peer, b.Peer), cmp.Compare(a.Name, b.Name)) })

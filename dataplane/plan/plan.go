@@ -156,6 +156,7 @@ type Station struct {
 	Peer    uint32             `json:"peer"`
 	SID     topology.SID       `json:"sid"` // where frames for it are sent: End.DT2U
 	Line    int                `json:"line"`
+	Answers []netip.Addr       `json:"answers,omitempty"` // its addresses where it is at a router: that answers no question for them, so each node does
 }
 
 // Member is another node that has an L2 network which replicates: it gets a copy of each frame for many.

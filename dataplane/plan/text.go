@@ -274,6 +274,11 @@ func (p *Plan) mapRows(names names) [][]string {
 			rows = append(rows, []string{"endpoints", fmt.Sprintf("%d %s", port.NetworkID, a), fmt.Sprintf("<%s>, mac %s", port.HostIf, port.MAC)})
 		}
 	}
+	for _, s := range p.Stations {
+		for _, a := range s.Answers {
+			rows = append(rows, []string{"endpoints", fmt.Sprintf("%d %s", s.Network, a), fmt.Sprintf("peer %d, mac %s", s.Peer, s.MAC)})
+		}
+	}
 	return append(rows, p.segmentMapRows()...)
 }
 
