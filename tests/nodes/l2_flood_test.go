@@ -100,6 +100,7 @@ func checkPlaces(t *testing.T, s *segBed) {
 
 // TestSegmentSettings changes what a segment does with frames for many, and who may ask for addresses.
 func TestSegmentSettings(t *testing.T) {
+	notEmulated(t)
 	s := newSegBed(t, bedOptions{})
 	t.Run("flood=false", func(t *testing.T) { s.set(t, "flood = false"); checkNoReplication(t, s) })
 	t.Run("flood-rate", func(t *testing.T) { s.set(t, fmt.Sprintf("flood-rate = %d", fewFrames)); checkFloodRate(t, s) })

@@ -33,6 +33,7 @@ func (c *container) in(at int) *container {
 
 // TestTwoNetworks has containers in a routed network and a segment at once.
 func TestTwoNetworks(t *testing.T) {
+	notEmulated(t)
 	m := newMixedBed(t, false)
 	n := m.nodes[0]
 	held := n.holdings()

@@ -110,6 +110,7 @@ func checkPeeredWire(t *testing.T, m *mixedBed) {
 
 // TestSegmentPeeringOneWay has a peering with a direction.
 func TestSegmentPeeringOneWay(t *testing.T) {
+	notEmulated(t)
 	m := newMixedBed(t, false)
 	t.Run("opens", func(t *testing.T) { m.each(t, m.web[0], m.seg, checkOpens) })
 	t.Run("refuses", func(t *testing.T) { m.each(t, m.seg[0], m.web, checkRefuses) })
