@@ -71,7 +71,7 @@ func askRows() []row {
 		asked("ARP for another node's", asks(sMAC, 1, s4, other4), groupSID(2, storage)),
 		asked("ARP probe for another node's", asks(sMAC, 1, zero4, other4), groupSID(2, storage)),
 		asked("ARP for another node's machine", asks(sMAC, 1, s4, away4), groupSID(2, storage)),
-		asked("ARP for a router's", asks(sMAC, 1, s4, foreign4), routerSID),
+		answer("ARP for a router's", asks(sMAC, 1, s4, foreign4), answered, has(foreignMAC, foreign4)),
 		asked("ARP for an absent one of another node", asks(sMAC, 1, s4, netip.MustParseAddr("10.50.0.47")), groupSID(2, storage)),
 		answer("ND", solicits(sMAC, s6, near6), answered, is(nearMAC, near6)),
 		answer("ND for a machine", solicits(sMAC, s6, vm6), answered, is(vmMAC, vm6)),
@@ -88,8 +88,8 @@ func askRows() []row {
 		asked("DAD for another node's", solicits(sMAC, unspecified, other6), groupSID(2, storage)),
 		asked("ND for another node's link-local", solicits(sMAC, ownLL, otherLL), frameSID(2, storage)),
 		asked("ND for a machine's link-local at another node", solicits(sMAC, ownLL, eui64(awayMAC)), frameSID(2, storage)),
-		asked("ND for a router's", solicits(sMAC, s6, foreign6), routerSID),
-		asked("ND for a router's link-local", solicits(sMAC, ownLL, eui64(foreignMAC)), routerSID),
+		answer("ND for a router's", solicits(sMAC, s6, foreign6), answered, is(foreignMAC, foreign6)),
+		answer("ND for a router's link-local", solicits(sMAC, ownLL, eui64(foreignMAC)), answered, tells(sMAC, foreignMAC, eui64(foreignMAC), ownLL, eui64(foreignMAC), 0x60)),
 		{name: "ND where there is no IPv4", program: "pod_l2", dev: podE, frame: solicits(stationMAC(1, podE), old6, oldFar6), verdict: redirect, reason: away, check: carried(groupSID(2, legacy), 0)},
 	}
 	learned := asked("ND for a learned MAC's link-local", solicits(sMAC, ownLL, eui64(unknownMAC)), frameSID(2, storage))

@@ -150,7 +150,7 @@ func (n *node) buildSegments() *plan.Plan {
 		p.Blocks = append(p.Blocks, plan.Block{Network: storage, Prefix: prefix, Peer: router, SID: sid, Frames: true})
 	}
 	p.Peers = append(p.Peers, plan.Peer{Index: router, Kind: topology.KindRouter, Locator: locatorOf(router, n.opts.locatorBits), Network: storage, SIDL2: sid})
-	p.Stations = append(p.Stations, plan.Station{Network: storage, MAC: foreignMAC, Peer: router, SID: sid})
+	p.Stations = append(p.Stations, plan.Station{Network: storage, MAC: foreignMAC, Peer: router, SID: sid, Answers: []netip.Addr{foreign4, foreign6}})
 	p.Members = append(p.Members, plan.Member{Network: storage, Peer: router, SID: sid})
 	p.Peerings = []plan.Peering{
 		{From: backend, To: storage, Prefix: netip.MustParsePrefix("10.50.0.0/24"), Line: 91}, {From: backend, To: storage, Prefix: netip.MustParsePrefix("fd50::/64"), Line: 91},

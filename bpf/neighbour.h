@@ -14,6 +14,12 @@ enum answer {
 	ANSWER_THERE,  /* another node has it, which the context names */
 };
 
+/* A router answers no question, so each node does, for its own containers. */
+static __always_inline bool answers_for_routers(const struct context *ctx)
+{
+	return !ctx->underlay;
+}
+
 static __always_inline enum answer find_owner(struct context *ctx, const struct config *cfg,
 					      const struct network *network, const union addr *target, struct mac *mac)
 {
@@ -23,12 +29,12 @@ static __always_inline enum answer find_owner(struct context *ctx, const struct 
 
 	if (endpoint) {
 		*mac = endpoint->mac;
-		return ANSWER_HERE;
+		return endpoint->ifindex || answers_for_routers(ctx) ? ANSWER_HERE : ANSWER_NOBODY;
 	}
 	if (!v4 && eui64_mac(target, mac)) {
 		if (find_station(ctx, cfg, network, mac))
 			return ANSWER_NOBODY;
-		return ctx->ifindex || ctx->router ? ANSWER_HERE : ANSWER_THERE; /* a router answers nobody */
+		return ctx->ifindex || (ctx->router && answers_for_routers(ctx)) ? ANSWER_HERE : ANSWER_THERE;
 	}
 	block = find_block(ctx, ctx->key.network, network, target, v4);
 	if (!block || block->flags & BLOCK_LOCAL || find_node(ctx, cfg, &block->sid, FUNCTION_END_DT2M))
