@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -173,13 +174,19 @@ func addressesIn(text string) (v4, v6 netip.Addr, err error) {
 	return v4, v6, nil
 }
 
+// linesOf keeps of what `ip -o addr` prints what is about one device. There may be none: a pod without a network has lo only.
+func linesOf(device, text string) string {
+	lines := strings.SplitAfter(text, "\n")
+	return strings.Join(slices.DeleteFunc(lines, func(l string) bool { return !strings.Contains(l, ": "+device+" ") }), "")
+}
+
 // look reads the addresses of the guest's first interface.
 func (g *guest) look() *guest { g.t.Helper(); return g.lookAt("eth0") }
 
 func (g *guest) lookAt(device string) *guest {
 	g.t.Helper()
 	var err error
-	if g.v4, g.v6, err = addressesIn(g.in("ip -o addr show %s", device)); err != nil {
+	if g.v4, g.v6, err = addressesIn(linesOf(device, g.in("ip -o addr"))); err != nil {
 		g.t.Fatal(err)
 	}
 	return g
