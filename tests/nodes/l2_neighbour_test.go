@@ -186,6 +186,12 @@ func checkReachesAll(t *testing.T, s *segBed, from *container, name string, fram
 			t.Errorf("%s came to %s as %x", name, c.name, got)
 		}
 	}
+	for _, w := range wires {
+		w.await(t, name+", encapsulated", func(f []byte) bool {
+			c, ok := parseCarried(f)
+			return ok && match(c.frame)
+		})
+	}
 	time.Sleep(30 * time.Millisecond)
 	for _, c := range s.all() { // the sender's own is what it sent
 		if got := seen[c].count(match); got != 1 {
