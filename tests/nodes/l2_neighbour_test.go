@@ -20,11 +20,9 @@ var (
 
 // TestNeighbours has containers find each other: a question crosses the underlay once, if at all, and its answer once.
 func TestNeighbours(t *testing.T) {
+	notEmulated(t)
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
-			if form.srh {
-				notEmulated(t)
-			}
 			s := newSegBed(t, bedOptions{srh: form.srh})
 			t.Run("once", func(t *testing.T) { checkAskedOnce(t, s) })
 			t.Run("unknown", func(t *testing.T) { checkUnknownNeighbours(t, s) })
