@@ -63,12 +63,23 @@ int stage_bridge(struct __sk_buff *skb)
 	return drop(skb, reason);
 }
 
-/* A container's frame goes to one, or to many, whatever is in it. */
+static __always_inline bool is_for_many(const struct context *ctx)
+{
+	return ctx->to.u8[0] & 1;
+}
+
+/* A frame without a flow goes to one, or to many. */
+static __always_inline int pass_frame(struct __sk_buff *skb, const struct context *ctx)
+{
+	return is_for_many(ctx) ? go_to(skb, STAGE_FLOOD) : go_to(skb, STAGE_BRIDGE);
+}
+
+/* So does a container's, whatever is in it. */
 static __always_inline int bridge_opaque(struct __sk_buff *skb, struct context *ctx)
 {
 	ctx->bridged = 1;
 	ctx->opaque = 1;
-	return ctx->to.u8[0] & 1 ? go_to(skb, STAGE_FLOOD) : go_to(skb, STAGE_BRIDGE);
+	return pass_frame(skb, ctx);
 }
 
 /*
@@ -124,7 +135,7 @@ static __always_inline int frame_v4(struct __sk_buff *skb, struct context *ctx, 
 
 	if (reason)
 		return drop(skb, reason);
-	if (ctx->to.u8[0] & 1)
+	if (is_for_many(ctx))
 		return bridge_opaque(skb, ctx);
 	if (port->gateway4 && same_mac(ctx->to.u8, cfg->gateway.u8))
 		return route_v4(skb, ctx, port);
@@ -150,7 +161,7 @@ static __always_inline int frame_v6(struct __sk_buff *skb, struct context *ctx, 
 				    const struct config *cfg)
 {
 	enum reason reason = inspect_v6(skb, ctx, port, cfg);
-	bool many = ctx->to.u8[0] & 1;
+	bool many = is_for_many(ctx);
 
 	if (reason)
 		return drop(skb, reason);

@@ -47,7 +47,6 @@ static __always_inline bool needs_another_look(const struct context *ctx, const 
 	return !is_ip(ctx->type) && (nexthop->flags & NEXTHOP_RAW || !is_fresh(nexthop));
 }
 
-/* fresh: the stages have just decided it. */
 static __always_inline int carry_remote(struct __sk_buff *skb, struct context *ctx, __u32 counter, bool fresh)
 {
 	struct config *cfg = node(ctx->generation);
@@ -59,7 +58,7 @@ static __always_inline int carry_remote(struct __sk_buff *skb, struct context *c
 	ctx->mtu = nexthop->mtu - OUTER_LEN - FRAME_LEN - (cfg->srh ? SRH_LEN : 0);
 	if (frame_size(skb, ctx) + (ctx->vlan && skb->gso_size ? VLAN_LEN : 0) > ctx->mtu)
 		return frame_too_big(skb, ctx, ctx->mtu - (ctx->vlan ? VLAN_LEN : 0));
-	reason = fresh ? settle(skb, ctx) : REASON_NONE;
+	reason = settle(skb, ctx, fresh);
 	if (reason)
 		return drop(skb, reason);
 	if (needs_segments(skb, ctx, cfg))
@@ -69,8 +68,7 @@ static __always_inline int carry_remote(struct __sk_buff *skb, struct context *c
 		return drop(skb, reason);
 	count(skb, counter);
 	if (needs_another_look(ctx, nexthop))
-		return through_segmenter(skb, cfg, MARK_NEXTHOP | (SLOT(ctx->generation) * NEXTHOPS + ctx->peer),
-					 REASON_NO_NEXTHOP);
+		return through_segmenter(skb, cfg, MARK_NEXTHOP | nexthop_index(ctx), REASON_NO_NEXTHOP);
 	return transmit(skb, nexthop);
 }
 
@@ -80,7 +78,7 @@ static __always_inline int carry_local(struct __sk_buff *skb, struct context *ct
 
 	if (frame_size(skb, ctx) > ctx->mtu)
 		return frame_too_big(skb, ctx, ctx->mtu);
-	reason = fresh ? settle(skb, ctx) : REASON_NONE;
+	reason = settle(skb, ctx, fresh);
 	if (reason)
 		return drop(skb, reason);
 	count(skb, counter);

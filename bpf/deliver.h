@@ -20,7 +20,7 @@ int stage_deliver(struct __sk_buff *skb)
 	pull(skb, ETH_HLEN + sizeof(struct ipv6hdr));
 	counter = traffic_index(ctx->traffic, way_on(ctx));
 	if (ctx->underlay) {
-		reason = settle(skb, ctx);
+		reason = settle(skb, ctx, true);
 		if (reason)
 			return drop(skb, reason);
 		return ctx->bridged ? deliver_frame(skb, ctx, counter) : deliver_decapsulated(skb, ctx, counter);

@@ -75,7 +75,7 @@ static long copy_to_node(__u32 place, struct replication *r)
 		note(r->skb, REASON_NO_NEXTHOP);
 		return 0;
 	}
-	r->skb->mark = MARK_NEXTHOP | (SLOT(r->ctx->generation) * NEXTHOPS + member->peer);
+	r->skb->mark = MARK_NEXTHOP | nexthop_index(r->ctx);
 	bpf_clone_redirect(r->skb, r->cfg->segmenter, 0);
 	r->skb->mark = 0;
 	return 0;

@@ -129,9 +129,11 @@ static __always_inline bool opens_nothing(const struct context *ctx)
 	       (!ctx->known && ctx->key.protocol == IPPROTO_TCP && ctx->tcp & TCP_RST);
 }
 
-/* Write the decision down. */
-static __always_inline enum reason settle(struct __sk_buff *skb, const struct context *ctx)
+/* Write the decision down, where the stages have just made it: fresh. */
+static __always_inline enum reason settle(struct __sk_buff *skb, const struct context *ctx, bool fresh)
 {
+	if (!fresh)
+		return REASON_NONE;
 	if (!opens_nothing(ctx))
 		return commit(skb);
 	if (explaining && ctx->opaque)
@@ -139,10 +141,10 @@ static __always_inline enum reason settle(struct __sk_buff *skb, const struct co
 	return REASON_NONE;
 }
 
-/* What is still to be done to a packet that is routed. fresh: the stages have just decided the flow. */
+/* What is still to be done to a packet that is routed. */
 static __always_inline enum reason leave(struct __sk_buff *skb, const struct context *ctx, bool fresh)
 {
-	enum reason reason = fresh ? settle(skb, ctx) : REASON_NONE;
+	enum reason reason = settle(skb, ctx, fresh);
 
 	if (reason)
 		return reason;

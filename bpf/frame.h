@@ -63,7 +63,7 @@ static __always_inline int take_opaque(struct __sk_buff *skb, struct context *ct
 	ctx->opaque = 1;
 	if (neighbourly)
 		return go_to(skb, STAGE_NEIGHBOUR);
-	return ctx->to.u8[0] & 1 ? go_to(skb, STAGE_FLOOD) : go_to(skb, STAGE_BRIDGE);
+	return pass_frame(skb, ctx);
 }
 
 static __always_inline int take_frame(struct __sk_buff *skb, struct context *ctx, __u8 nexthdr)
@@ -82,7 +82,7 @@ static __always_inline int take_frame(struct __sk_buff *skb, struct context *ctx
 	if (reason) /* what is wrong with the outer header comes first */
 		return drop(skb, check_outer(nexthdr) ?: reason);
 	neighbourly = is_neighbourly(skb, ctx, payload);
-	if (neighbourly || ctx->to.u8[0] & 1 || !is_ip(ctx->type))
+	if (neighbourly || is_for_many(ctx) || !is_ip(ctx->type))
 		return take_opaque(skb, ctx, nexthdr, neighbourly);
 	ctx->v4 = ctx->type == bpf_htons(ETH_P_IP);
 	reason = ctx->v4 ? parse_inner_v4(skb, ctx, payload, ctx->ecn) : parse_inner_v6(skb, ctx, payload, ctx->ecn);

@@ -206,11 +206,6 @@ static __always_inline bool has(const struct context *ctx, const struct network 
 	return block && !(block->flags & BLOCK_LOCAL) && block->peer == ctx->peer;
 }
 
-static __always_inline int pass_to_ports(struct __sk_buff *skb, const struct context *ctx)
-{
-	return ctx->to.u8[0] & 1 ? go_to(skb, STAGE_FLOOD) : go_to(skb, STAGE_BRIDGE);
-}
-
 static __always_inline int node_arp(struct __sk_buff *skb, struct context *ctx, const struct config *cfg,
 				    const struct network *network)
 {
@@ -228,7 +223,7 @@ static __always_inline int node_arp(struct __sk_buff *skb, struct context *ctx, 
 	if (!speaks_for(ctx, network, &sender, true))
 		return drop(skb, REASON_SPOOFED_ADDRESS);
 	if (f.arp.operation != bpf_htons(ARP_REQUEST) || has(ctx, network, &target))
-		return pass_to_ports(skb, ctx);
+		return pass_frame(skb, ctx);
 	if (resolve(&target, &mac) != ANSWER_HERE)
 		return drop(skb, REASON_NEIGHBOUR_UNKNOWN);
 	answer_arp(&f, &mac);
@@ -266,10 +261,10 @@ static __always_inline int node_nd(struct __sk_buff *skb, struct context *ctx, c
 	if (!speaks_for(ctx, network, &src, false))
 		return drop(skb, REASON_SPOOFED_ADDRESS);
 	if (f.type != ICMPV6_NEIGHBOUR_SOLICITATION)
-		return speaks_for(ctx, network, &target, false) ? pass_to_ports(skb, ctx)
+		return speaks_for(ctx, network, &target, false) ? pass_frame(skb, ctx)
 								: drop(skb, REASON_SPOOFED_ADDRESS);
 	if (has(ctx, network, &target))
-		return pass_to_ports(skb, ctx);
+		return pass_frame(skb, ctx);
 	if (resolve(&target, &mac) != ANSWER_HERE)
 		return drop(skb, REASON_NEIGHBOUR_UNKNOWN);
 	advertise(&f, &mac, 0);

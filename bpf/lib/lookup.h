@@ -20,9 +20,14 @@ static __always_inline struct peer *find_peer(const struct context *ctx, const u
 	return bpf_map_lookup_elem(&peers, &key);
 }
 
+static __always_inline __u32 nexthop_index(const struct context *ctx)
+{
+	return SLOT(ctx->generation) * NEXTHOPS + ctx->peer;
+}
+
 static __always_inline struct nexthop *find_nexthop(const struct context *ctx)
 {
-	__u32 index = SLOT(ctx->generation) * NEXTHOPS + ctx->peer;
+	__u32 index = nexthop_index(ctx);
 
 	return bpf_map_lookup_elem(&nexthops, &index);
 }
