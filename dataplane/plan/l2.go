@@ -46,7 +46,7 @@ func (o owner) answers(e topology.Endpoint) []netip.Addr {
 	if o.Kind != topology.KindRouter {
 		return nil
 	}
-	return slices.DeleteFunc([]netip.Addr{e.V4, e.V6}, func(a netip.Addr) bool { return !a.IsValid() })
+	return valid(e.V4, e.V6)
 }
 
 func (p *Plan) stations(n *topology.Network, owners *owners) {
