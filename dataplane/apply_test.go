@@ -62,7 +62,7 @@ func (p *pod) asker(from uint16, to netip.AddrPort) *asker {
 				return
 			default:
 			}
-			ok := asks(c, to, i, time.Second)
+			ok := asks(c, to, i, patience()/4) // a machine that stands still for a moment has lost nothing
 			a.mu.Lock()
 			a.asked++
 			if !ok {
