@@ -51,7 +51,7 @@ func (f flowPair) rows() map[bpf.LaceFlowKey]bpf.LaceFlow {
 	there, back := f.keys()
 	return map[bpf.LaceFlowKey]bpf.LaceFlow{
 		there: {Network: uint32(f.to), Seen: f.seen, State: uint8(f.state)},
-		back:  {Network: uint32(f.network), Seen: f.back, State: uint8(f.state), Flags: uint8(bpf.LaceFlowFlagsFLOW_REPLY)},
+		back:  {Network: uint32(f.network), Seen: f.back, State: uint8(f.state), Flags: uint16(bpf.LaceFlowFlagsFLOW_REPLY)},
 	}
 }
 

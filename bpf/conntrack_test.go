@@ -277,7 +277,7 @@ func (c talk) wantFlows(want int) {
 
 // TestTCPFlags: only what was first seen in the middle is picked up; each direction knows of its own FIN.
 func TestTCPFlags(t *testing.T) {
-	const reply, underlay, picked, fin = uint8(bpf.LaceFlowFlagsFLOW_REPLY), uint8(bpf.LaceFlowFlagsFLOW_UNDERLAY), uint8(bpf.LaceFlowFlagsFLOW_PICKED), uint8(bpf.LaceFlowFlagsFLOW_FIN)
+	const reply, underlay, picked, fin = uint16(bpf.LaceFlowFlagsFLOW_REPLY), uint16(bpf.LaceFlowFlagsFLOW_UNDERLAY), uint16(bpf.LaceFlowFlagsFLOW_PICKED), uint16(bpf.LaceFlowFlagsFLOW_FIN)
 	p := newPair(t)
 	for name, c := range map[string]struct {
 		lines       []string
@@ -336,7 +336,7 @@ func TestReopenFromTheOtherSide(t *testing.T) {
 			c.wantEntries(2)
 			c.wantFlows(2)
 			for _, number := range c.at() {
-				if c.nodes[number].flow(c.back()).Flags&uint8(bpf.LaceFlowFlagsFLOW_REPLY) != 0 {
+				if c.nodes[number].flow(c.back()).Flags&uint16(bpf.LaceFlowFlagsFLOW_REPLY) != 0 {
 					t.Errorf("node %d: the new flow is one of answers", number)
 				}
 			}
@@ -653,7 +653,7 @@ func TestContainerOnUnderlayEntry(t *testing.T) {
 	// The tuple of the entry, now from a container of node 1: nothing has told the programs to decide again.
 	k := c.there()
 	f := n.flow(k)
-	if f.Flags&uint8(bpf.LaceFlowFlagsFLOW_UNDERLAY) == 0 {
+	if f.Flags&uint16(bpf.LaceFlowFlagsFLOW_UNDERLAY) == 0 {
 		t.Fatal("the entry is not one of the underlay")
 	}
 	mine := flowKey(backend, web1.addr(false), web2.addr(false), protoUDP, 3000, 4000)
@@ -666,9 +666,9 @@ func TestContainerOnUnderlayEntry(t *testing.T) {
 		t.Errorf("verdict %d, the entry that was the underlay's is %+v", int32(r.verdict), got)
 	}
 	// And the other way round: an entry of a container, a packet of the underlay.
-	n.edit(k, func(f *bpf.LaceFlow) { f.Flags &^= uint8(bpf.LaceFlowFlagsFLOW_UNDERLAY); f.Line = 4711 })
+	n.edit(k, func(f *bpf.LaceFlow) { f.Flags &^= uint16(bpf.LaceFlowFlagsFLOW_UNDERLAY); f.Line = 4711 })
 	r = n.run(input{program: "uplink", dev: uplink, frame: fromUnderlay(overlay(there))})
-	if got := n.flow(k); got.Line != backendLine || got.Flags != uint8(bpf.LaceFlowFlagsFLOW_UNDERLAY) || r.verdict != redirect {
+	if got := n.flow(k); got.Line != backendLine || got.Flags != uint16(bpf.LaceFlowFlagsFLOW_UNDERLAY) || r.verdict != redirect {
 		t.Errorf("verdict %d, the entry that was the container's is %+v", int32(r.verdict), got)
 	}
 }

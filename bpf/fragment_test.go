@@ -177,7 +177,7 @@ func oneFlow(t testing.TB, n *node, _ result, _ []byte) {
 		t.Errorf("%d entries, want those of one flow", len(flows))
 	}
 	for key, flow := range flows {
-		if key.Protocol != protoUDP || (flow.Flags&uint8(bpf.LaceFlowFlagsFLOW_REPLY) == 0 && flow.Packets != 2) {
+		if key.Protocol != protoUDP || (flow.Flags&uint16(bpf.LaceFlowFlagsFLOW_REPLY) == 0 && flow.Packets != 2) {
 			t.Errorf("%s has %d packets", keyText(key), flow.Packets)
 		}
 	}

@@ -360,7 +360,7 @@ func TestBlockComesHere(t *testing.T) {
 		t.Errorf("delivered to interface %d", r.ctx.Ifindex)
 	}
 	c.wantTold(1, fmt.Sprintf("passed local 100>100 line %d", backendLine))
-	if f := c.nodes[1].flow(c.there()); f.Packets != 1 || f.Flags != uint8(bpf.LaceFlowFlagsFLOW_PICKED) || f.State != uint8(bpf.LaceFlowStateFLOW_NEW) {
+	if f := c.nodes[1].flow(c.there()); f.Packets != 1 || f.Flags != uint16(bpf.LaceFlowFlagsFLOW_PICKED) || f.State != uint8(bpf.LaceFlowStateFLOW_NEW) {
 		t.Errorf("the new flow is %+v", f)
 	}
 }

@@ -173,28 +173,28 @@ func (c chat) wantEntries(there, back uint64) {
 			c.t.Errorf("node %d has %d entries", number, entries)
 		}
 		c.wantEntry(n, c.there(), c.a, c.b, there, 0)
-		c.wantEntry(n, c.back(), c.b, c.a, back, uint8(bpf.LaceFlowFlagsFLOW_REPLY))
+		c.wantEntry(n, c.back(), c.b, c.a, back, uint16(bpf.LaceFlowFlagsFLOW_REPLY))
 	}
 }
 
 func (c chat) wantEntry(n *node, k bpf.LaceFlowKey, from, to host, packets uint64, flags uint8) {
 	c.t.Helper()
 	f := n.flow(k)
-	want := bpf.LaceFlow{Flags: flags | uint8(bpf.LaceFlowFlagsFLOW_BRIDGED), Network: uint32(c.network()), Line: map[topology.NetworkID]uint32{storage: storageLine, twin: twinLine}[c.network()]}
+	want := bpf.LaceFlow{Flags: flags | uint16(bpf.LaceFlowFlagsFLOW_BRIDGED), Network: uint32(c.network()), Line: map[topology.NetworkID]uint32{storage: storageLine, twin: twinLine}[c.network()]}
 	want.Mac.U8 = stationMAC(to.number, to.dev)
 	if to.number == n.opts.number {
 		want.Ifindex, want.Mtu = uint32(n.bed.index[c.at(to)]), frameMTU
 		if to.dev == machine {
-			want.Flags |= uint8(bpf.LaceFlowFlagsFLOW_DIRECT)
+			want.Flags |= uint16(bpf.LaceFlowFlagsFLOW_DIRECT)
 		}
 	}
 	if from.number != n.opts.number {
-		want.Flags |= uint8(bpf.LaceFlowFlagsFLOW_UNDERLAY)
+		want.Flags |= uint16(bpf.LaceFlowFlagsFLOW_UNDERLAY)
 	}
 	if from.number != to.number {
 		want.Sid.U8 = frameSID(to.number, c.network()).As16()
 	}
-	flags = f.Flags &^ uint8(bpf.LaceFlowFlagsFLOW_PICKED|bpf.LaceFlowFlagsFLOW_FIN)
+	flags = f.Flags &^ uint16(bpf.LaceFlowFlagsFLOW_PICKED|bpf.LaceFlowFlagsFLOW_FIN)
 	if flags != want.Flags || f.Network != want.Network || f.Line != want.Line || f.Mac != want.Mac || f.Ifindex != want.Ifindex || want.Mtu != 0 && f.Mtu != want.Mtu || f.Sid != want.Sid {
 		c.t.Errorf("node %d, %s:\n got %+v\nwant %+v", n.opts.number, keyText(k), f, want)
 	}
@@ -299,13 +299,13 @@ func TestOtherDestination(t *testing.T) {
 					continue
 				}
 				f := s.nodes[1].flow(key)
-				if isBridged := f.Flags&uint8(bpf.LaceFlowFlagsFLOW_BRIDGED) != 0; isBridged == (way.dst == plan.GatewayMAC) {
+				if isBridged := f.Flags&uint16(bpf.LaceFlowFlagsFLOW_BRIDGED) != 0; isBridged == (way.dst == plan.GatewayMAC) {
 					t.Errorf("frame %d, to %s: flags %#x", i, way.dst, f.Flags)
 				}
 				if way.dst == plan.GatewayMAC {
 					wantFrame(t, r.out, ethIP(otherMAC, plan.GatewayMAC, afterHop(p)))
 				}
-				if isRouter := f.Flags&uint8(bpf.LaceFlowFlagsFLOW_ROUTER) != 0; isRouter != (way.dst == foreignMAC) {
+				if isRouter := f.Flags&uint16(bpf.LaceFlowFlagsFLOW_ROUTER) != 0; isRouter != (way.dst == foreignMAC) {
 					t.Errorf("frame %d, to %s: flags %#x", i, way.dst, f.Flags)
 				}
 			}
@@ -336,7 +336,7 @@ func TestReplaced(t *testing.T) {
 			}
 			c.wantPassed("a") // a flow of its own
 			c.wantPassed("b")
-			c.wantEntry(c.nodes[1], c.back(), c.b, c.a, 1, uint8(bpf.LaceFlowFlagsFLOW_REPLY))
+			c.wantEntry(c.nodes[1], c.back(), c.b, c.a, 1, uint16(bpf.LaceFlowFlagsFLOW_REPLY))
 		})
 	}
 	t.Run("opened from outside", func(t *testing.T) {

@@ -229,7 +229,7 @@ func wantFlowsOf(t testing.TB, n *node, r result, in []byte, tag vlan) {
 		t.Error("there is no flow")
 	}
 	for k, f := range flows {
-		if f.Flags&uint8(bpf.LaceFlowFlagsFLOW_BRIDGED) == 0 || f.Line != storageLine || k.Network != uint32(storage) || f.Network != uint32(storage) {
+		if f.Flags&uint16(bpf.LaceFlowFlagsFLOW_BRIDGED) == 0 || f.Line != storageLine || k.Network != uint32(storage) || f.Network != uint32(storage) {
 			t.Errorf("entry %s: %+v", keyText(k), f)
 		}
 	}

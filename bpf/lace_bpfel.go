@@ -13,14 +13,16 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type LaceAddr struct {
+	_  structs.HostLayout
+	U8 [16]uint8
+}
+
 type LaceBlock struct {
 	_     structs.HostLayout
 	Peer  uint32
 	Flags uint32
-	Sid   struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
+	Sid   LaceAddr
 }
 
 type LaceBlockFlags uint32
@@ -34,10 +36,7 @@ type LaceBlockKey struct {
 	_      structs.HostLayout
 	Scope  uint32
 	Bits   uint32
-	Prefix struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
+	Prefix LaceAddr
 }
 
 type LaceBudget struct {
@@ -61,15 +60,12 @@ const (
 )
 
 type LaceCollection struct {
-	_        structs.HostLayout
-	Now      uint32
-	Pressure uint32
-	All      uint32
-	Network  uint32
-	Addr     struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
+	_         structs.HostLayout
+	Now       uint32
+	Pressure  uint32
+	All       uint32
+	Network   uint32
+	Addr      LaceAddr
 	Entries   uint32
 	Collected uint32
 	States    [5]uint32
@@ -90,8 +86,12 @@ type LaceConfig struct {
 		_  structs.HostLayout
 		U8 [6]uint8
 	}
-	Pad       [2]uint8
+	Outside   uint8
+	Pad       uint8
 	Segmenter uint32
+	FirstPort uint16
+	LastPort  uint16
+	Pad2      uint32
 	Timeouts  LaceTimeouts
 }
 
@@ -115,19 +115,10 @@ type LaceContext struct {
 	Origin     uint32
 	Seq        uint32
 	Ack        uint32
-	Source     struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
-	Sid struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
-	Back struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
-	Mac struct {
+	Source     LaceAddr
+	Sid        LaceAddr
+	Back       LaceAddr
+	Mac        struct {
 		_  structs.HostLayout
 		U8 [6]uint8
 	}
@@ -139,40 +130,79 @@ type LaceContext struct {
 		_  structs.HostLayout
 		U8 [6]uint8
 	}
-	Type     uint16
-	Vlan     uint16
-	VlanTci  uint16
-	Mtu      uint16
-	L3Len    uint16
-	V4       uint8
-	Tos      uint8
-	Tcp      uint8
-	Kind     uint8
-	Known    uint8
-	Reply    uint8
-	Underlay uint8
-	Srh      uint8
-	IcmpType uint8
-	IcmpCode uint8
-	IcmpMtu  uint16
-	Nd       uint8
-	Raw      uint8
-	Stage    uint8
-	Ended    uint8
-	Ecn      uint8
-	L2       uint8
-	Bridged  uint8
-	Opaque   uint8
-	Direct   uint8
-	Shim     uint8
-	Router   uint8
-	_        [1]byte
+	Type           uint16
+	Vlan           uint16
+	VlanTci        uint16
+	Mtu            uint16
+	L3Len          uint16
+	V4             uint8
+	Tos            uint8
+	Tcp            uint8
+	Kind           uint8
+	Known          uint8
+	Reply          uint8
+	Underlay       uint8
+	Srh            uint8
+	IcmpType       uint8
+	IcmpCode       uint8
+	IcmpMtu        uint16
+	Nd             uint8
+	Raw            uint8
+	Stage          uint8
+	Ended          uint8
+	Ecn            uint8
+	L2             uint8
+	Bridged        uint8
+	Opaque         uint8
+	Direct         uint8
+	Shim           uint8
+	Router         uint8
+	Way            uint8
+	Outer          uint8
+	Translated     uint8
+	Masquerade     uint8
+	Reserved       uint8
+	Bare           uint8
+	_              [1]byte
+	L4             uint16
+	Quoted         uint16
+	QuotedL4       uint16
+	QuotedProtocol uint8
+	Neighbour      uint8
+	_              [2]byte
+	External       uint32
+	Out            uint32
+	OutFlags       uint16
+	OutDst         struct {
+		_  structs.HostLayout
+		U8 [6]uint8
+	}
+	OutSrc struct {
+		_  structs.HostLayout
+		U8 [6]uint8
+	}
+	_       [2]byte
+	Gateway LaceAddr
+	Rewrite struct {
+		_     structs.HostLayout
+		Src   LaceAddr
+		Dst   LaceAddr
+		Sport uint16
+		Dport uint16
+	}
 }
 
 type LaceCounter struct {
 	_       structs.HostLayout
 	Packets uint64
 	Bytes   uint64
+}
+
+type LaceEgress struct {
+	_     structs.HostLayout
+	Flags uint32
+	V4    uint32
+	V6    LaceAddr
 }
 
 type LaceEndpoint struct {
@@ -195,10 +225,7 @@ const (
 type LaceEndpointKey struct {
 	_     structs.HostLayout
 	Scope uint32
-	Addr  struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
+	Addr  LaceAddr
 }
 
 type LaceEvent struct {
@@ -214,17 +241,24 @@ type LaceEvent struct {
 	Peer       uint32
 	Generation uint32
 	Output     uint32
-	Sid        struct {
-		_  structs.HostLayout
-		U8 [16]uint8
+	Sid        LaceAddr
+	Mtu        uint16
+	HeadLen    uint16
+	Verdict    uint8
+	Stage      uint8
+	Ethernet   uint8
+	Way        uint8
+	Translated uint8
+	Outer      uint8
+	Pad        [2]uint8
+	Rewrite    struct {
+		_     structs.HostLayout
+		Src   LaceAddr
+		Dst   LaceAddr
+		Sport uint16
+		Dport uint16
 	}
-	Mtu      uint16
-	HeadLen  uint16
-	Verdict  uint8
-	Stage    uint8
-	Ethernet uint8
-	Pad      uint8
-	Head     [128]uint8
+	Head [128]uint8
 }
 
 type LaceEventBudget struct {
@@ -232,6 +266,19 @@ type LaceEventBudget struct {
 	Stamp  uint64
 	Tokens uint32
 	Missed uint32
+}
+
+type LaceExternal struct {
+	_       structs.HostLayout
+	Network uint32
+	Line    uint32
+}
+
+type LaceExternalKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Slot      uint32
+	Addr      LaceAddr
 }
 
 type LaceFdbKey struct {
@@ -250,7 +297,7 @@ type LaceFlow struct {
 	Bytes      uint64
 	Seen       uint32
 	State      uint8
-	Flags      uint8
+	Way        uint8
 	Mtu        uint16
 	Generation uint32
 	Network    uint32
@@ -261,45 +308,48 @@ type LaceFlow struct {
 	Peer       uint32
 	Seq        uint32
 	Ack        uint32
-	Sid        struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
-	Source struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
-	Mac struct {
+	Sid        LaceAddr
+	Source     LaceAddr
+	Mac        struct {
 		_  structs.HostLayout
 		U8 [6]uint8
 	}
-	Pad [6]uint8
+	Flags uint16
+	To    struct {
+		_     structs.HostLayout
+		Src   LaceAddr
+		Dst   LaceAddr
+		Sport uint16
+		Dport uint16
+	}
+	From struct {
+		_  structs.HostLayout
+		U8 [6]uint8
+	}
+	Pad    [6]uint8
+	Looked uint32
 }
 
 type LaceFlowFlags uint32
 
 const (
-	LaceFlowFlagsFLOW_REPLY    LaceFlowFlags = 1
-	LaceFlowFlagsFLOW_UNDERLAY LaceFlowFlags = 2
-	LaceFlowFlagsFLOW_PICKED   LaceFlowFlags = 4
-	LaceFlowFlagsFLOW_FIN      LaceFlowFlags = 8
-	LaceFlowFlagsFLOW_ENDED    LaceFlowFlags = 16
-	LaceFlowFlagsFLOW_BRIDGED  LaceFlowFlags = 32
-	LaceFlowFlagsFLOW_DIRECT   LaceFlowFlags = 64
-	LaceFlowFlagsFLOW_ROUTER   LaceFlowFlags = 128
+	LaceFlowFlagsFLOW_REPLY      LaceFlowFlags = 1
+	LaceFlowFlagsFLOW_UNDERLAY   LaceFlowFlags = 2
+	LaceFlowFlagsFLOW_PICKED     LaceFlowFlags = 4
+	LaceFlowFlagsFLOW_FIN        LaceFlowFlags = 8
+	LaceFlowFlagsFLOW_ENDED      LaceFlowFlags = 16
+	LaceFlowFlagsFLOW_BRIDGED    LaceFlowFlags = 32
+	LaceFlowFlagsFLOW_DIRECT     LaceFlowFlags = 64
+	LaceFlowFlagsFLOW_ROUTER     LaceFlowFlags = 128
+	LaceFlowFlagsFLOW_TRANSLATED LaceFlowFlags = 256
+	LaceFlowFlagsFLOW_RAW        LaceFlowFlags = 512
 )
 
 type LaceFlowKey struct {
-	_       structs.HostLayout
-	Network uint32
-	Src     struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
-	Dst struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
+	_        structs.HostLayout
+	Network  uint32
+	Src      LaceAddr
+	Dst      LaceAddr
 	Sport    uint16
 	Dport    uint16
 	Protocol uint8
@@ -327,17 +377,11 @@ type LaceFragment struct {
 }
 
 type LaceFragmentKey struct {
-	_       structs.HostLayout
-	Network uint32
-	Id      uint32
-	Src     struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
-	Dst struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
+	_        structs.HostLayout
+	Network  uint32
+	Id       uint32
+	Src      LaceAddr
+	Dst      LaceAddr
 	Protocol uint32
 }
 
@@ -345,6 +389,20 @@ type LaceGroup struct {
 	_       structs.HostLayout
 	Locals  uint32
 	Remotes uint32
+}
+
+type LaceHost struct {
+	_        structs.HostLayout
+	Stack    uint32
+	Peer     uint32
+	Loopback uint32
+	V4       uint32
+	V6       LaceAddr
+	Mac      struct {
+		_  structs.HostLayout
+		U8 [6]uint8
+	}
+	Pad [2]uint8
 }
 
 type LaceL2Gso uint32
@@ -358,10 +416,7 @@ type LaceMember struct {
 	_       structs.HostLayout
 	Ifindex uint32
 	Peer    uint32
-	Sid     struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
+	Sid     LaceAddr
 }
 
 type LaceMemberKey struct {
@@ -376,20 +431,19 @@ type LaceNetwork struct {
 	Line      uint32
 	Traffic   uint32
 	FloodRate uint32
-	Base6     struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
-	Bits4 [4]uint8
-	Bits6 [4]uint8
+	Base6     LaceAddr
+	Bits4     [4]uint8
+	Bits6     [4]uint8
 }
 
 type LaceNetworkFlags uint32
 
 const (
-	LaceNetworkFlagsNETWORK_LOCAL LaceNetworkFlags = 1
-	LaceNetworkFlagsNETWORK_L2    LaceNetworkFlags = 2
-	LaceNetworkFlagsNETWORK_FLOOD LaceNetworkFlags = 4
+	LaceNetworkFlagsNETWORK_LOCAL    LaceNetworkFlags = 1
+	LaceNetworkFlagsNETWORK_L2       LaceNetworkFlags = 2
+	LaceNetworkFlagsNETWORK_FLOOD    LaceNetworkFlags = 4
+	LaceNetworkFlagsNETWORK_HOST     LaceNetworkFlags = 8
+	LaceNetworkFlagsNETWORK_EXTERNAL LaceNetworkFlags = 16
 )
 
 type LaceNexthop struct {
@@ -418,18 +472,9 @@ type LacePeer struct {
 	_       structs.HostLayout
 	Index   uint32
 	Network uint32
-	Sid4    struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
-	Sid6 struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
-	SidL2 struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
+	Sid4    LaceAddr
+	Sid6    LaceAddr
+	SidL2   LaceAddr
 }
 
 type LacePeerKey struct {
@@ -443,34 +488,25 @@ type LacePeering struct {
 	_       structs.HostLayout
 	Network uint32
 	Line    uint32
+	Flags   uint32
+	Peer    uint32
+	Sid     LaceAddr
 }
 
 type LacePeeringKey struct {
 	_         structs.HostLayout
 	Prefixlen uint32
 	Scope     uint32
-	Addr      struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
+	Addr      LaceAddr
 }
 
 type LacePort struct {
-	_       structs.HostLayout
-	Network uint32
-	Flags   uint32
-	V6      struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
-	Gateway6 struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
-	Source struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
+	_        structs.HostLayout
+	Network  uint32
+	Flags    uint32
+	V6       LaceAddr
+	Gateway6 LaceAddr
+	Source   LaceAddr
 	V4       uint32
 	Gateway4 uint32
 	Traffic  uint32
@@ -496,6 +532,23 @@ type LacePortKey struct {
 	Slot    uint32
 }
 
+type LacePublication struct {
+	_       structs.HostLayout
+	Network uint32
+	Addr    LaceAddr
+	Port    uint16
+	Pad     [2]uint8
+}
+
+type LacePublicationKey struct {
+	_        structs.HostLayout
+	Slot     uint32
+	Addr     LaceAddr
+	Port     uint16
+	Protocol uint8
+	V4       uint8
+}
+
 type LaceQuote struct {
 	_     structs.HostLayout
 	Bytes [1536]uint8
@@ -512,49 +565,61 @@ const (
 	LaceReasonREASON_GATEWAY_PASSED       LaceReason = 5
 	LaceReasonREASON_NEIGHBOUR_ANSWERED   LaceReason = 6
 	LaceReasonREASON_REPLICATED           LaceReason = 7
-	LaceReasonREASON_HOP_LIMIT            LaceReason = 8
-	LaceReasonREASON_TOO_BIG              LaceReason = 9
-	LaceReasonREASON_NO_ROUTE             LaceReason = 10
-	LaceReasonREASON_NO_ENDPOINT          LaceReason = 11
-	LaceReasonREASON_NO_PORT              LaceReason = 12
-	LaceReasonREASON_MALFORMED            LaceReason = 13
-	LaceReasonREASON_NOT_IP               LaceReason = 14
-	LaceReasonREASON_SPOOFED_MAC          LaceReason = 15
-	LaceReasonREASON_SPOOFED_ADDRESS      LaceReason = 16
-	LaceReasonREASON_NOT_FOR_GATEWAY      LaceReason = 17
-	LaceReasonREASON_MULTICAST            LaceReason = 18
-	LaceReasonREASON_SRV6FROM_CONTAINER   LaceReason = 19
-	LaceReasonREASON_ROUTER_ADVERTISEMENT LaceReason = 20
-	LaceReasonREASON_DHCP_SERVER          LaceReason = 21
-	LaceReasonREASON_GATEWAY_CLOSED       LaceReason = 22
-	LaceReasonREASON_NEIGHBOUR_UNKNOWN    LaceReason = 23
-	LaceReasonREASON_UNKNOWN_SOURCE       LaceReason = 24
-	LaceReasonREASON_UNKNOWN_FUNCTION     LaceReason = 25
-	LaceReasonREASON_UNKNOWN_NETWORK      LaceReason = 26
-	LaceReasonREASON_SID_TAIL             LaceReason = 27
-	LaceReasonREASON_NO_PEERING           LaceReason = 28
-	LaceReasonREASON_WRONG_PAYLOAD        LaceReason = 29
-	LaceReasonREASON_SEGMENTS_LEFT        LaceReason = 30
-	LaceReasonREASON_ROUTING_HEADER       LaceReason = 31
-	LaceReasonREASON_UNDERLAY_ICMP        LaceReason = 32
-	LaceReasonREASON_ECN_CONGESTION       LaceReason = 33
-	LaceReasonREASON_ENCAP_FAILED         LaceReason = 34
-	LaceReasonREASON_ENCAP_NESTED         LaceReason = 35
-	LaceReasonREASON_DECAP_FAILED         LaceReason = 36
-	LaceReasonREASON_NO_NEXTHOP           LaceReason = 37
-	LaceReasonREASON_ICMP_FAILED          LaceReason = 38
-	LaceReasonREASON_ICMP_LIMITED         LaceReason = 39
-	LaceReasonREASON_STAGE_MISSING        LaceReason = 40
-	LaceReasonREASON_CONNTRACK_FULL       LaceReason = 41
-	LaceReasonREASON_NO_FLOW              LaceReason = 42
-	LaceReasonREASON_FRAGMENT_UNKNOWN     LaceReason = 43
-	LaceReasonREASON_FRAGMENT_TINY        LaceReason = 44
-	LaceReasonREASON_NO_NETWORK           LaceReason = 45
-	LaceReasonREASON_UNKNOWN_MAC          LaceReason = 46
-	LaceReasonREASON_FLOOD_OFF            LaceReason = 47
-	LaceReasonREASON_FLOOD_LIMITED        LaceReason = 48
-	LaceReasonREASON_GSO_FRAME            LaceReason = 49
-	LaceReasonREASON_MAX                  LaceReason = 50
+	LaceReasonREASON_EGRESS               LaceReason = 8
+	LaceReasonREASON_INGRESS              LaceReason = 9
+	LaceReasonREASON_TO_HOST              LaceReason = 10
+	LaceReasonREASON_FROM_HOST            LaceReason = 11
+	LaceReasonREASON_HOP_LIMIT            LaceReason = 12
+	LaceReasonREASON_TOO_BIG              LaceReason = 13
+	LaceReasonREASON_NO_ROUTE             LaceReason = 14
+	LaceReasonREASON_NO_ENDPOINT          LaceReason = 15
+	LaceReasonREASON_NO_PORT              LaceReason = 16
+	LaceReasonREASON_MALFORMED            LaceReason = 17
+	LaceReasonREASON_NOT_IP               LaceReason = 18
+	LaceReasonREASON_SPOOFED_MAC          LaceReason = 19
+	LaceReasonREASON_SPOOFED_ADDRESS      LaceReason = 20
+	LaceReasonREASON_NOT_FOR_GATEWAY      LaceReason = 21
+	LaceReasonREASON_MULTICAST            LaceReason = 22
+	LaceReasonREASON_SRV6FROM_CONTAINER   LaceReason = 23
+	LaceReasonREASON_ROUTER_ADVERTISEMENT LaceReason = 24
+	LaceReasonREASON_DHCP_SERVER          LaceReason = 25
+	LaceReasonREASON_GATEWAY_CLOSED       LaceReason = 26
+	LaceReasonREASON_NEIGHBOUR_UNKNOWN    LaceReason = 27
+	LaceReasonREASON_UNKNOWN_SOURCE       LaceReason = 28
+	LaceReasonREASON_UNKNOWN_FUNCTION     LaceReason = 29
+	LaceReasonREASON_UNKNOWN_NETWORK      LaceReason = 30
+	LaceReasonREASON_SID_TAIL             LaceReason = 31
+	LaceReasonREASON_NO_PEERING           LaceReason = 32
+	LaceReasonREASON_WRONG_PAYLOAD        LaceReason = 33
+	LaceReasonREASON_SEGMENTS_LEFT        LaceReason = 34
+	LaceReasonREASON_ROUTING_HEADER       LaceReason = 35
+	LaceReasonREASON_UNDERLAY_ICMP        LaceReason = 36
+	LaceReasonREASON_ECN_CONGESTION       LaceReason = 37
+	LaceReasonREASON_ENCAP_FAILED         LaceReason = 38
+	LaceReasonREASON_ENCAP_NESTED         LaceReason = 39
+	LaceReasonREASON_DECAP_FAILED         LaceReason = 40
+	LaceReasonREASON_NO_NEXTHOP           LaceReason = 41
+	LaceReasonREASON_ICMP_FAILED          LaceReason = 42
+	LaceReasonREASON_ICMP_LIMITED         LaceReason = 43
+	LaceReasonREASON_STAGE_MISSING        LaceReason = 44
+	LaceReasonREASON_CONNTRACK_FULL       LaceReason = 45
+	LaceReasonREASON_NO_FLOW              LaceReason = 46
+	LaceReasonREASON_FRAGMENT_UNKNOWN     LaceReason = 47
+	LaceReasonREASON_FRAGMENT_TINY        LaceReason = 48
+	LaceReasonREASON_NO_NETWORK           LaceReason = 49
+	LaceReasonREASON_UNKNOWN_MAC          LaceReason = 50
+	LaceReasonREASON_FLOOD_OFF            LaceReason = 51
+	LaceReasonREASON_FLOOD_LIMITED        LaceReason = 52
+	LaceReasonREASON_GSO_FRAME            LaceReason = 53
+	LaceReasonREASON_HOST_CLOSED          LaceReason = 54
+	LaceReasonREASON_NO_EXTERNAL          LaceReason = 55
+	LaceReasonREASON_NO_EGRESS            LaceReason = 56
+	LaceReasonREASON_NO_HOST_ADDRESS      LaceReason = 57
+	LaceReasonREASON_PORTS_EXHAUSTED      LaceReason = 58
+	LaceReasonREASON_NOT_TRANSLATABLE     LaceReason = 59
+	LaceReasonREASON_FLOW_CLASH           LaceReason = 60
+	LaceReasonREASON_TRANSLATION_FAILED   LaceReason = 61
+	LaceReasonREASON_MAX                  LaceReason = 62
 )
 
 type LaceRefusalKey struct {
@@ -583,16 +648,23 @@ type LaceSightingKey struct {
 type LaceStage uint32
 
 const (
-	LaceStageSTAGE_ENTRY     LaceStage = 0
-	LaceStageSTAGE_ROUTE     LaceStage = 1
-	LaceStageSTAGE_DELIVER   LaceStage = 2
-	LaceStageSTAGE_GATEWAY   LaceStage = 3
-	LaceStageSTAGE_ERROR     LaceStage = 4
-	LaceStageSTAGE_BRIDGE    LaceStage = 5
-	LaceStageSTAGE_NEIGHBOUR LaceStage = 6
-	LaceStageSTAGE_FLOOD     LaceStage = 7
-	LaceStageSTAGE_FRAME     LaceStage = 8
-	LaceStageSTAGE_MAX       LaceStage = 9
+	LaceStageSTAGE_ENTRY      LaceStage = 0
+	LaceStageSTAGE_ROUTE      LaceStage = 1
+	LaceStageSTAGE_DELIVER    LaceStage = 2
+	LaceStageSTAGE_GATEWAY    LaceStage = 3
+	LaceStageSTAGE_ERROR      LaceStage = 4
+	LaceStageSTAGE_BRIDGE     LaceStage = 5
+	LaceStageSTAGE_NEIGHBOUR  LaceStage = 6
+	LaceStageSTAGE_FLOOD      LaceStage = 7
+	LaceStageSTAGE_FRAME      LaceStage = 8
+	LaceStageSTAGE_OUTER      LaceStage = 9
+	LaceStageSTAGE_OUTER_RAW  LaceStage = 10
+	LaceStageSTAGE_ENTER      LaceStage = 11
+	LaceStageSTAGE_EXIT       LaceStage = 12
+	LaceStageSTAGE_MASQUERADE LaceStage = 13
+	LaceStageSTAGE_EGRESS     LaceStage = 14
+	LaceStageSTAGE_RELATED    LaceStage = 15
+	LaceStageSTAGE_MAX        LaceStage = 16
 )
 
 type LaceStation struct {
@@ -602,10 +674,7 @@ type LaceStation struct {
 	Peer    uint32
 	Mtu     uint16
 	Pad     uint16
-	Sid     struct {
-		_  structs.HostLayout
-		U8 [16]uint8
-	}
+	Sid     LaceAddr
 }
 
 type LaceTimeouts struct {
@@ -633,13 +702,16 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	LaceMapAddresses          = "addresses"
 	LaceMapBlocks             = "blocks"
 	LaceMapBudgets            = "budgets"
 	LaceMapContexts           = "contexts"
 	LaceMapCounters           = "counters"
+	LaceMapEgresses           = "egresses"
 	LaceMapEndpoints          = "endpoints"
 	LaceMapEventBudgets       = "event_budgets"
 	LaceMapEvents             = "events"
+	LaceMapExternals          = "externals"
 	LaceMapFdb                = "fdb"
 	LaceMapFlows              = "flows"
 	LaceMapFlowsInitial       = "flows_initial"
@@ -655,9 +727,11 @@ const (
 	LaceMapPeerings           = "peerings"
 	LaceMapPeers              = "peers"
 	LaceMapPorts              = "ports"
+	LaceMapPublished          = "published"
 	LaceMapQuotes             = "quotes"
 	LaceMapRefusals           = "refusals"
 	LaceMapStages             = "stages"
+	LaceMapThisHost           = "this_host"
 	LaceMapTraffic            = "traffic"
 	LaceProgCollect           = "collect"
 	LaceProgPodL2             = "pod_l2"
@@ -679,6 +753,7 @@ const (
 	LaceVarBudgetKindInBtf    = "budget_kind_in_btf"
 	LaceVarCollectionInBtf    = "collection_in_btf"
 	LaceVarDecapByFlags       = "decap_by_flags"
+	LaceVarEgressFlagsInBtf   = "egress_flags_in_btf"
 	LaceVarEndpointFlagsInBtf = "endpoint_flags_in_btf"
 	LaceVarEventInBtf         = "event_in_btf"
 	LaceVarExplaining         = "explaining"
@@ -687,10 +762,13 @@ const (
 	LaceVarL2GsoInBtf         = "l2_gso_in_btf"
 	LaceVarNetworkFlagsInBtf  = "network_flags_in_btf"
 	LaceVarNexthopFlagsInBtf  = "nexthop_flags_in_btf"
+	LaceVarOuterSideInBtf     = "outer_side_in_btf"
+	LaceVarPeeringFlagsInBtf  = "peering_flags_in_btf"
 	LaceVarPortFlagsInBtf     = "port_flags_in_btf"
 	LaceVarReasonInBtf        = "reason_in_btf"
 	LaceVarStageInBtf         = "stage_in_btf"
 	LaceVarVerdictInBtf       = "verdict_in_btf"
+	LaceVarWayInBtf           = "way_in_btf"
 )
 
 // LoadLace returns the embedded CollectionSpec for Lace.
@@ -757,13 +835,16 @@ type LaceProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LaceMapSpecs struct {
+	Addresses    *ebpf.MapSpec `ebpf:"addresses"`
 	Blocks       *ebpf.MapSpec `ebpf:"blocks"`
 	Budgets      *ebpf.MapSpec `ebpf:"budgets"`
 	Contexts     *ebpf.MapSpec `ebpf:"contexts"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Egresses     *ebpf.MapSpec `ebpf:"egresses"`
 	Endpoints    *ebpf.MapSpec `ebpf:"endpoints"`
 	EventBudgets *ebpf.MapSpec `ebpf:"event_budgets"`
 	Events       *ebpf.MapSpec `ebpf:"events"`
+	Externals    *ebpf.MapSpec `ebpf:"externals"`
 	Fdb          *ebpf.MapSpec `ebpf:"fdb"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	FlowsInitial *ebpf.MapSpec `ebpf:"flows_initial"`
@@ -779,9 +860,11 @@ type LaceMapSpecs struct {
 	Peerings     *ebpf.MapSpec `ebpf:"peerings"`
 	Peers        *ebpf.MapSpec `ebpf:"peers"`
 	Ports        *ebpf.MapSpec `ebpf:"ports"`
+	Published    *ebpf.MapSpec `ebpf:"published"`
 	Quotes       *ebpf.MapSpec `ebpf:"quotes"`
 	Refusals     *ebpf.MapSpec `ebpf:"refusals"`
 	Stages       *ebpf.MapSpec `ebpf:"stages"`
+	ThisHost     *ebpf.MapSpec `ebpf:"this_host"`
 	Traffic      *ebpf.MapSpec `ebpf:"traffic"`
 }
 
@@ -793,6 +876,7 @@ type LaceVariableSpecs struct {
 	BudgetKindInBtf    *ebpf.VariableSpec `ebpf:"budget_kind_in_btf"`
 	CollectionInBtf    *ebpf.VariableSpec `ebpf:"collection_in_btf"`
 	DecapByFlags       *ebpf.VariableSpec `ebpf:"decap_by_flags"`
+	EgressFlagsInBtf   *ebpf.VariableSpec `ebpf:"egress_flags_in_btf"`
 	EndpointFlagsInBtf *ebpf.VariableSpec `ebpf:"endpoint_flags_in_btf"`
 	EventInBtf         *ebpf.VariableSpec `ebpf:"event_in_btf"`
 	Explaining         *ebpf.VariableSpec `ebpf:"explaining"`
@@ -801,10 +885,13 @@ type LaceVariableSpecs struct {
 	L2GsoInBtf         *ebpf.VariableSpec `ebpf:"l2_gso_in_btf"`
 	NetworkFlagsInBtf  *ebpf.VariableSpec `ebpf:"network_flags_in_btf"`
 	NexthopFlagsInBtf  *ebpf.VariableSpec `ebpf:"nexthop_flags_in_btf"`
+	OuterSideInBtf     *ebpf.VariableSpec `ebpf:"outer_side_in_btf"`
+	PeeringFlagsInBtf  *ebpf.VariableSpec `ebpf:"peering_flags_in_btf"`
 	PortFlagsInBtf     *ebpf.VariableSpec `ebpf:"port_flags_in_btf"`
 	ReasonInBtf        *ebpf.VariableSpec `ebpf:"reason_in_btf"`
 	StageInBtf         *ebpf.VariableSpec `ebpf:"stage_in_btf"`
 	VerdictInBtf       *ebpf.VariableSpec `ebpf:"verdict_in_btf"`
+	WayInBtf           *ebpf.VariableSpec `ebpf:"way_in_btf"`
 }
 
 // LaceObjects contains all objects after they have been loaded into the kernel.
@@ -827,13 +914,16 @@ func (o *LaceObjects) Close() error {
 //
 // It can be passed to LoadLaceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LaceMaps struct {
+	Addresses    *ebpf.Map `ebpf:"addresses"`
 	Blocks       *ebpf.Map `ebpf:"blocks"`
 	Budgets      *ebpf.Map `ebpf:"budgets"`
 	Contexts     *ebpf.Map `ebpf:"contexts"`
 	Counters     *ebpf.Map `ebpf:"counters"`
+	Egresses     *ebpf.Map `ebpf:"egresses"`
 	Endpoints    *ebpf.Map `ebpf:"endpoints"`
 	EventBudgets *ebpf.Map `ebpf:"event_budgets"`
 	Events       *ebpf.Map `ebpf:"events"`
+	Externals    *ebpf.Map `ebpf:"externals"`
 	Fdb          *ebpf.Map `ebpf:"fdb"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	FlowsInitial *ebpf.Map `ebpf:"flows_initial"`
@@ -849,21 +939,26 @@ type LaceMaps struct {
 	Peerings     *ebpf.Map `ebpf:"peerings"`
 	Peers        *ebpf.Map `ebpf:"peers"`
 	Ports        *ebpf.Map `ebpf:"ports"`
+	Published    *ebpf.Map `ebpf:"published"`
 	Quotes       *ebpf.Map `ebpf:"quotes"`
 	Refusals     *ebpf.Map `ebpf:"refusals"`
 	Stages       *ebpf.Map `ebpf:"stages"`
+	ThisHost     *ebpf.Map `ebpf:"this_host"`
 	Traffic      *ebpf.Map `ebpf:"traffic"`
 }
 
 func (m *LaceMaps) Close() error {
 	return _LaceClose(
+		m.Addresses,
 		m.Blocks,
 		m.Budgets,
 		m.Contexts,
 		m.Counters,
+		m.Egresses,
 		m.Endpoints,
 		m.EventBudgets,
 		m.Events,
+		m.Externals,
 		m.Fdb,
 		m.Flows,
 		m.FlowsInitial,
@@ -879,9 +974,11 @@ func (m *LaceMaps) Close() error {
 		m.Peerings,
 		m.Peers,
 		m.Ports,
+		m.Published,
 		m.Quotes,
 		m.Refusals,
 		m.Stages,
+		m.ThisHost,
 		m.Traffic,
 	)
 }
@@ -894,6 +991,7 @@ type LaceVariables struct {
 	BudgetKindInBtf    *ebpf.Variable `ebpf:"budget_kind_in_btf"`
 	CollectionInBtf    *ebpf.Variable `ebpf:"collection_in_btf"`
 	DecapByFlags       *ebpf.Variable `ebpf:"decap_by_flags"`
+	EgressFlagsInBtf   *ebpf.Variable `ebpf:"egress_flags_in_btf"`
 	EndpointFlagsInBtf *ebpf.Variable `ebpf:"endpoint_flags_in_btf"`
 	EventInBtf         *ebpf.Variable `ebpf:"event_in_btf"`
 	Explaining         *ebpf.Variable `ebpf:"explaining"`
@@ -902,10 +1000,13 @@ type LaceVariables struct {
 	L2GsoInBtf         *ebpf.Variable `ebpf:"l2_gso_in_btf"`
 	NetworkFlagsInBtf  *ebpf.Variable `ebpf:"network_flags_in_btf"`
 	NexthopFlagsInBtf  *ebpf.Variable `ebpf:"nexthop_flags_in_btf"`
+	OuterSideInBtf     *ebpf.Variable `ebpf:"outer_side_in_btf"`
+	PeeringFlagsInBtf  *ebpf.Variable `ebpf:"peering_flags_in_btf"`
 	PortFlagsInBtf     *ebpf.Variable `ebpf:"port_flags_in_btf"`
 	ReasonInBtf        *ebpf.Variable `ebpf:"reason_in_btf"`
 	StageInBtf         *ebpf.Variable `ebpf:"stage_in_btf"`
 	VerdictInBtf       *ebpf.Variable `ebpf:"verdict_in_btf"`
+	WayInBtf           *ebpf.Variable `ebpf:"way_in_btf"`
 }
 
 // LacePrograms contains all programs after they have been loaded into the kernel.

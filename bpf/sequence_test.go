@@ -281,7 +281,7 @@ func (r *runner) checkFlows() {
 		}
 		crosses := k.Network != f.Network
 		along := k.Network == uint32(backend) && f.Network == uint32(db)
-		if reply := f.Flags&uint8(bpf.LaceFlowFlagsFLOW_REPLY) != 0; crosses && along == reply {
+		if reply := f.Flags&uint16(bpf.LaceFlowFlagsFLOW_REPLY) != 0; crosses && along == reply {
 			r.t.Errorf("opened against the peering: %s", keyText(k))
 		}
 	}

@@ -91,7 +91,7 @@ func (r *resolver) having(key, value string) set {
 // finish hands the pairs over, sorted by name.
 func (r *resolver) finish() {
 	for p, line := range r.joins {
-		r.topology.Peerings = append(r.topology.Peerings, Peering{r.networks[p.from].Name, r.networks[p.to].Name, line})
+		r.topology.Peerings = append(r.topology.Peerings, Peering{From: r.networks[p.from].Name, To: r.networks[p.to].Name, Line: line})
 	}
 	slices.SortFunc(r.topology.Peerings, func(x, y Peering) int {
 		return cmp.Or(strings.Compare(x.From, y.From), strings.Compare(x.To, y.To))

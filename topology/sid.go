@@ -21,6 +21,13 @@ type NetworkID uint32
 // MaxNetworkID is the largest number that fits the 24 bits of a SID.
 const MaxNetworkID NetworkID = 1<<24 - 1
 
+// Numbers that no network of a file can have: the last sixteen. Two of them stand for what is in none.
+const (
+	HostsID       NetworkID = MaxNetworkID     // hosts themselves, this one or another node
+	OutsideID     NetworkID = MaxNetworkID - 1 // what comes in at an interface of the host, before its address is classified
+	FirstReserved NetworkID = MaxNetworkID - 15
+)
+
 // Function is the 16-bit function part of a SID. The values are the IANA endpoint
 // behaviour numbers (RFC 8986, section 10.2).
 type Function uint16

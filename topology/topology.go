@@ -12,21 +12,29 @@ import (
 
 // Topology is a valid topology file. All slices are sorted by name.
 type Topology struct {
-	Underlay  Underlay
-	Nodes     []*Node
-	Networks  []*Network
-	Endpoints []Endpoint // sorted by name
-	Peerings  []Peering  // sorted by From and To, each pair once
-	Conntrack Conntrack
-	Hash      Hash // of the canonical form: comments, order and spelling of the file do not matter
+	Underlay   Underlay
+	Nodes      []*Node
+	Networks   []*Network
+	Endpoints  []Endpoint // sorted by name
+	Peerings   []Peering  // sorted by From and To, each pair once
+	Masquerade Masquerade
+	Conntrack  Conntrack
+	Hash       Hash // of the canonical form: comments, order and spelling of the file do not matter
 }
 
 // Peering lets the containers of one network open flows to those of another. Answers come back by the flow
 // itself; without a peering in the other direction nothing can be opened there. The file's selectors are resolved here: one
 // Peering a pair of networks.
 type Peering struct {
-	From, To string // names of networks
-	Line     int    // of the [[peering]] that says so, the first where several do
+	From, To   string // names of networks
+	Masquerade bool   // To is external and sees an address of the host in place of the container's
+	Egress     string // To is external: name of the node that packets leave by; "": each node's own
+	Line       int    // of the [[peering]] that says so, the first where several do
+}
+
+// Masquerade bounds how containers are masqueraded.
+type Masquerade struct {
+	First, Last uint16 // ports, and identifiers of ICMP queries, that stand for containers
 }
 
 // Conntrack bounds what a node remembers of flows.
@@ -86,15 +94,16 @@ type Node struct {
 type NetworkType uint8
 
 const (
-	L3 NetworkType = iota + 1 // routed: IP packets, one block of addresses per node
-	L2                        // one Ethernet segment: frames, flat subnets, one pool of addresses per node
+	L3       NetworkType = iota + 1 // routed: IP packets, one block of addresses per node
+	L2                              // one Ethernet segment: frames, flat subnets, one pool of addresses per node
+	External                        // prefixes outside of the overlay: no container is in it
 )
 
-// Network is one isolated overlay network.
+// Network is one isolated overlay network, or an external one.
 type Network struct {
 	Name       string
 	Type       NetworkType
-	ID         NetworkID
+	ID         NetworkID         // External: derived from the name where the file gives none
 	Subnets    []netip.Prefix    // in the order of the file: blocks are counted through them
 	BlockBits4 int               // length of a counted IPv4 block (L2: pool); 0 where there is none
 	BlockBits6 int               // … and of an IPv6 block
@@ -103,6 +112,8 @@ type Network struct {
 	DHCP       bool              // L2 only: containers may ask for addresses, and give them
 	Flood      bool              // L2 only: broadcast and multicast are replicated
 	FloodRate  int               // L2 only: such frames of one container that are replicated, a second
+	Host       bool              // hosts reach its containers by their addresses, and those may answer
+	Prefixes   []netip.Prefix    // External only, sorted: its addresses, as far as no longer prefix of another external network has them
 	Labels     map[string]string // free words, for the selectors of peerings
 	Line       int
 

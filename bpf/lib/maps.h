@@ -10,8 +10,8 @@
 #include "types.h"
 #include "reason.h"
 
-#define NETWORKS 1024	  /* that a node may know of, in one slot */
-#define TRAFFIC_REASONS 8 /* room for the reasons of packets that went on */
+#define NETWORKS 1024	   /* that a node may know of, in one slot */
+#define TRAFFIC_REASONS 16 /* room for the reasons of packets that went on */
 
 enum stage {
 	STAGE_ENTRY, /* the entry programs themselves: no tail call, but a place that events name */
@@ -23,6 +23,13 @@ enum stage {
 	STAGE_NEIGHBOUR,
 	STAGE_FLOOD,
 	STAGE_FRAME,
+	STAGE_OUTER,
+	STAGE_OUTER_RAW,
+	STAGE_ENTER,
+	STAGE_EXIT,
+	STAGE_MASQUERADE,
+	STAGE_EGRESS,
+	STAGE_RELATED,
 	STAGE_MAX,
 };
 
@@ -120,6 +127,47 @@ struct {
 	__type(key, struct peering_key);
 	__type(value, struct peering);
 } peerings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct external_key);
+	__type(value, struct external);
+} externals SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct publication_key);
+	__type(value, struct publication);
+} published SEC(".maps");
+
+/* Facts of the host, which have no slot: they hold as soon as they are written. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct host);
+} this_host SEC(".maps");
+
+/* Its addresses, but for loopback and link-local ones; value: index of the interface. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, union addr);
+	__type(value, __u32);
+} addresses SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct egress);
+} egresses SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

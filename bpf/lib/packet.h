@@ -99,7 +99,11 @@ static __always_inline void describe(struct event *event, const struct __sk_buff
 	event->mtu = ctx->mtu;
 	event->stage = ctx->stage;
 	event->ethernet = !ctx->raw;
-	event->pad = 0;
+	event->way = ctx->way;
+	event->outer = ctx->outer;
+	event->translated = ctx->translated;
+	event->rewrite = ctx->rewrite;
+	__builtin_memset(event->pad, 0, sizeof(event->pad));
 }
 
 /* Tell whoever listens. Only refused packets are rationed: of a flow there is one event. */

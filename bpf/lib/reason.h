@@ -16,6 +16,10 @@ enum reason {
 	REASON_GATEWAY_PASSED,	   /* handed to the gateway in the network's VRF */
 	REASON_NEIGHBOUR_ANSWERED, /* ARP or ND about a container answered by the program */
 	REASON_REPLICATED,	   /* copied to all who are in the L2 network */
+	REASON_EGRESS,		   /* out of the overlay, by the host's own routing */
+	REASON_INGRESS,		   /* from outside of the overlay to a container */
+	REASON_TO_HOST,		   /* to this host itself */
+	REASON_FROM_HOST,	   /* from this host itself to a container */
 
 	/* Refused, and the sender was told by ICMP. */
 	REASON_HOP_LIMIT,   /* hop limit ran out */
@@ -71,10 +75,20 @@ enum reason {
 	REASON_FLOOD_LIMITED, /* too many frames for many from this container or router */
 	REASON_GSO_FRAME,     /* a frame to be segmented that no next hop takes whole, and nothing cuts it */
 
+	/* Refused between the overlay, the host and the outside. */
+	REASON_HOST_CLOSED,	   /* for an address of this host, from a network without host = true */
+	REASON_NO_EXTERNAL,	   /* the address is in no external network */
+	REASON_NO_EGRESS,	   /* the host has no route, or only one by an interface that nothing comes back from */
+	REASON_NO_HOST_ADDRESS,	   /* the host has no address of the family to masquerade with */
+	REASON_PORTS_EXHAUSTED,	   /* all ports to masquerade with are in use for that destination */
+	REASON_NOT_TRANSLATABLE,   /* only TCP, UDP and ICMP queries can be masqueraded and published */
+	REASON_FLOW_CLASH,	   /* its answers would be those of another flow */
+	REASON_TRANSLATION_FAILED, /* addresses or ports could not be rewritten */
+
 	REASON_MAX,
 };
 
 #define REASON_SLOTS 128 /* size of the pinned counter map: room to append */
 
 _Static_assert(REASON_MAX <= REASON_SLOTS, "reasons");
-_Static_assert(REASON_REPLICATED < 8, "room in the map traffic");
+_Static_assert(REASON_FROM_HOST < 16, "room in the map traffic");

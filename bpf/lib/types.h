@@ -26,6 +26,13 @@ struct mac {
 #define SLOT(generation) ((generation) & 1)
 #define SCOPE(network, generation) ((network) | (__u32)SLOT(generation) << 31)
 
+/*
+ * Two numbers of networks that no topology gives: the host itself, this one or another node's, and whatever is at an interface
+ * that is not of the overlay. Which external network an address out there is in follows from the address.
+ */
+#define NETWORK_OF_HOSTS 0xffffff
+#define NETWORK_OUTSIDE 0xfffffe
+
 struct port_key {
 	__u32 ifindex; /* of the veth's host end */
 	__u32 slot;
@@ -121,9 +128,11 @@ struct member {
 #define BLOCK_LENGTHS 4 /* distinct block lengths that one network may have in a family */
 
 enum network_flags {
-	NETWORK_LOCAL = 1, /* this node has a block of it */
-	NETWORK_L2 = 2,	   /* an Ethernet segment */
-	NETWORK_FLOOD = 4, /* L2: frames for many are replicated */
+	NETWORK_LOCAL = 1,     /* this node has a block of it */
+	NETWORK_L2 = 2,	       /* an Ethernet segment */
+	NETWORK_FLOOD = 4,     /* L2: frames for many are replicated */
+	NETWORK_HOST = 8,      /* hosts may open flows to it, and it to its own host where a peering says so */
+	NETWORK_EXTERNAL = 16, /* prefixes outside of the overlay */
 };
 
 /* A network that this node has, or that one of those is peered with; key: scope. */
@@ -163,9 +172,69 @@ struct peering_key {
 	union addr addr;
 };
 
+enum peering_flags {
+	PEERING_EXTERNAL = 1,	/* the address is outside of the overlay */
+	PEERING_MASQUERADE = 2, /* … and sees the host's address for the container's */
+};
+
 struct peering {
 	__u32 network; /* that the address is in */
 	__u32 line;    /* of the topology */
+	__u32 flags;
+	__u32 peer;	/* EXTERNAL: node that packets leave by, index into the nexthops; 0: this one */
+	union addr sid; /* … and where it takes them */
+};
+
+/* An address outside of the overlay, a longest-prefix trie. */
+struct external_key {
+	__u32 prefixlen; /* 32 + bits of the address, in IPv6 bits */
+	__u32 slot;
+	union addr addr;
+};
+
+struct external {
+	__u32 network; /* that the address is in */
+	__u32 line;    /* of the topology */
+};
+
+/* A port of this node's addresses that is a container's. */
+struct publication_key {
+	__u32 slot;
+	union addr addr; /* of this node; 0: any of them */
+	__be16 port;
+	__u8 protocol;
+	__u8 v4; /* family of what is sent there */
+};
+
+struct publication {
+	__u32 network;
+	union addr addr; /* of the container */
+	__be16 port;	 /* … and the one that it listens at */
+	__u8 pad[2];
+};
+
+enum egress_flags {
+	EGRESS_HAS_V4 = 1,
+	EGRESS_HAS_V6 = 2,
+	EGRESS_RAW = 4, /* no Ethernet header */
+};
+
+/* An interface of the host that packets may leave by, as answers are seen that come in there; key: its index. */
+struct egress {
+	__u32 flags;
+	__be32 v4; /* what containers are masqueraded as */
+	union addr v6;
+};
+
+/* What the host itself is to the overlay. Its addresses are in a map of their own. */
+struct host {
+	__u32 stack;	/* lc-host: packets for the outside are routed as if they came in there */
+	__u32 peer;	/* lc-host-peer: what is sent out of it comes in at lc-host */
+	__u32 loopback; /* lo */
+	__be32 v4;	/* what it calls itself to containers and to the outside; 0: nothing */
+	union addr v6;
+	struct mac mac; /* of lc-host */
+	__u8 pad[2];
 };
 
 struct peer_key {
@@ -230,8 +299,12 @@ struct config {
 	__u8 vrf;    /* the gateway's address is on the bridge: hand up what is for it */
 	__u8 l2_gso; /* enum l2_gso */
 	struct mac gateway;
-	__u8 pad[2];
-	__u32 segmenter; /* host interface that cuts GSO frames; 0: there is none */
+	__u8 outside; /* there are external networks */
+	__u8 pad;
+	__u32 segmenter;  /* host interface that cuts GSO frames; 0: there is none */
+	__u16 first_port; /* of those that containers are masqueraded with, in host order */
+	__u16 last_port;
+	__u32 pad2;
 	struct timeouts timeouts;
 };
 
@@ -286,37 +359,61 @@ enum flow_state {
 };
 
 enum flow_flags {
-	FLOW_REPLY = 1,	   /* against the direction in which the flow was opened */
-	FLOW_UNDERLAY = 2, /* comes in from another node */
-	FLOW_PICKED = 4,   /* TCP: first seen in the middle */
-	FLOW_FIN = 8,	   /* TCP: this direction has closed */
-	FLOW_ENDED = 16,   /* TCP: it was let pass before, and is not any more: only a SYN gets through */
-	FLOW_BRIDGED = 32, /* its frames are carried as they are: nothing is routed */
-	FLOW_DIRECT = 64,  /* the local end is a device of the host: ENDPOINT_DIRECT */
-	FLOW_ROUTER = 128, /* BRIDGED: the far end is a router, which knows no shim */
+	FLOW_REPLY = 1,	       /* against the direction in which the flow was opened */
+	FLOW_UNDERLAY = 2,     /* comes in from another node */
+	FLOW_PICKED = 4,       /* TCP: first seen in the middle */
+	FLOW_FIN = 8,	       /* TCP: this direction has closed */
+	FLOW_ENDED = 16,       /* TCP: it was let pass before, and is not any more: only a SYN gets through */
+	FLOW_BRIDGED = 32,     /* its frames are carried as they are: nothing is routed */
+	FLOW_DIRECT = 64,      /* the local end is a device of the host: ENDPOINT_DIRECT */
+	FLOW_ROUTER = 128,     /* BRIDGED: the far end is a router, which knows no shim */
+	FLOW_TRANSLATED = 256, /* its packets are rewritten */
+	FLOW_RAW = 512,	       /* OUT: by an interface without Ethernet header */
 };
 
-/* Where the packets of a flow go, and what is known of it. 104 bytes. */
+/* Which way a packet goes on. */
+enum way {
+	WAY_CONTAINER, /* of this node */
+	WAY_NODE,      /* encapsulated to another one */
+	WAY_OUT,       /* as it is, by the host's own routing */
+	WAY_HOST,      /* to the host's stack, by lc-host */
+	WAY_LOOPBACK,  /* to the host's stack, by lo: an answer to what it sent to itself */
+};
+
+/* What addresses and ports become. As in a flow_key. */
+struct rewrite {
+	union addr src;
+	union addr dst;
+	__be16 sport;
+	__be16 dport;
+};
+
+/* Where the packets of a flow go, and what is known of it. 152 bytes. */
 struct flow {
 	__u64 packets;
 	__u64 bytes;
 	__u32 seen; /* tick: last packet that counts; what the collector reads lies together */
 	__u8 state;
-	__u8 flags;
-	__u16 mtu;	   /* largest packet that the local container takes */
-	__u32 generation;  /* of the decision, whole value */
-	__u32 network;	   /* the receiver's */
-	__u32 since;	   /* tick: first packet */
-	__u32 line;	   /* of the topology that lets it pass */
-	__u32 counter;	   /* index into traffic */
-	__u32 ifindex;	   /* host end of the local container; 0: to another node */
-	__u32 peer;	   /* nexthop of that node */
-	__u32 seq;	   /* TCP: sequence number that is due next */
-	__u32 ack;	   /* TCP: last acknowledgement */
-	union addr sid;	   /* outer destination, sent or expected */
-	union addr source; /* UNDERLAY: outer source that was last found good */
-	struct mac mac;	   /* of the local container; BRIDGED: the frames' destination */
+	__u8 way;
+	__u16 mtu;	  /* largest packet that the local container, or the way out, takes */
+	__u32 generation; /* of the decision, whole value */
+	__u32 network;	  /* the receiver's */
+	__u32 since;	  /* tick: first packet */
+	__u32 line;	  /* of the topology that lets it pass */
+	__u32 counter;	  /* index into traffic */
+	__u32 ifindex;	  /* host end of the local container; OUT: the interface, as last looked up */
+	__u32 peer;	  /* NODE: its nexthop */
+	__u32 seq;	  /* TCP: sequence number that is due next */
+	__u32 ack;	  /* TCP: last acknowledgement */
+	union addr sid;	  /* outer destination, sent or expected */
+	union addr
+		source; /* UNDERLAY: outer source that was last found good; else NODE: the one that is sent, 0: the port's */
+	struct mac mac; /* of the local container; BRIDGED: the frames' destination; OUT: of the next hop */
+	__u16 flags;
+	struct rewrite to; /* TRANSLATED */
+	struct mac from;   /* OUT: of the interface */
 	__u8 pad[6];
+	__u32 looked; /* OUT: tick of the last look-up; only during that the MAC addresses and the interface hold */
 };
 
 /* The first fragment of a packet tells the later ones protocol and ports. */
@@ -405,6 +502,33 @@ struct context {
 	__u8 direct;  /* deliver: the local end is a device of the host */
 	__u8 shim;    /* from the underlay: behind a GRE header */
 	__u8 router;  /* deliver: the far end is a router, which knows no shim */
+	/* What is said of packets from and to the outside. */
+	__u8 way;	 /* deliver: enum way */
+	__u8 outer;	 /* enum outer_side: where it came in from outside of the overlay */
+	__u8 translated; /* deliver: it becomes `rewrite` */
+	__u8 masquerade; /* … with a port that is still to be chosen */
+	__u8 reserved;	 /* the entry of the way back is written */
+	__u8 bare;	 /* from the underlay: the outer header is off already */
+	__u16 l4;	 /* where the transport header is, from the IP header on */
+	__u16 quoted;	 /* ICMP error: where the IP header is that it quotes, … */
+	__u16 quoted_l4; /* … and the transport header of that */
+	__u8 quoted_protocol;
+	__u8 neighbour;	 /* OUT: the MAC addresses below are known */
+	__u32 external;	 /* network of the far end outside */
+	__u32 out;	 /* OUT: the interface */
+	__u16 out_flags; /* enum egress_flags */
+	struct mac out_dst;
+	struct mac out_src;
+	union addr gateway; /* OUT: the next hop */
+	struct rewrite rewrite;
+};
+
+/* Where a packet came in that no container and no node sent. */
+enum outer_side {
+	OUTER_NONE,
+	OUTER_OUTSIDE,	/* an interface of the host */
+	OUTER_HOST,	/* lc-host-peer: the host's stack */
+	OUTER_LOOPBACK, /* lo: the host's stack, to itself */
 };
 
 enum packet_kind {
@@ -444,7 +568,11 @@ struct event {
 	__u8 verdict;
 	__u8 stage;
 	__u8 ethernet; /* the head begins with an Ethernet header, not with IPv6 */
-	__u8 pad;
+	__u8 way;      /* enum way */
+	__u8 translated;
+	__u8 outer; /* enum outer_side */
+	__u8 pad[2];
+	struct rewrite rewrite; /* translated: what it becomes */
 	__u8 head[EVENT_HEAD];
 };
 
@@ -470,7 +598,13 @@ _Static_assert(sizeof(struct peer_key) == 16, "peer_key");
 _Static_assert(sizeof(struct peer) == 56, "peer");
 _Static_assert(sizeof(struct endpoint) == 16, "endpoint");
 _Static_assert(sizeof(struct nexthop) == 20, "nexthop");
-_Static_assert(sizeof(struct config) == 80, "config");
+_Static_assert(sizeof(struct config) == 88, "config");
+_Static_assert(sizeof(struct external_key) == 24, "external_key");
+_Static_assert(sizeof(struct publication_key) == 24, "publication_key");
+_Static_assert(sizeof(struct publication) == 24, "publication");
+_Static_assert(sizeof(struct egress) == 24, "egress");
+_Static_assert(sizeof(struct host) == 40, "host");
+_Static_assert(sizeof(struct peering) == 32, "peering");
 _Static_assert(sizeof(struct fdb_key) == 12, "fdb_key");
 _Static_assert(sizeof(struct station) == 32, "station");
 _Static_assert(sizeof(struct sighting_key) == 12, "sighting_key");
@@ -479,7 +613,7 @@ _Static_assert(sizeof(struct group) == 8, "group");
 _Static_assert(sizeof(struct member_key) == 8, "member_key");
 _Static_assert(sizeof(struct member) == 24, "member");
 _Static_assert(sizeof(struct flow_key) == 44, "flow_key");
-_Static_assert(sizeof(struct flow) == 104, "flow");
+_Static_assert(sizeof(struct flow) == 152, "flow");
 _Static_assert(sizeof(struct fragment_key) == 44, "fragment_key");
 _Static_assert(sizeof(struct fragment) == 12, "fragment");
-_Static_assert(sizeof(struct event) == 200, "event");
+_Static_assert(sizeof(struct event) == 240, "event");

@@ -222,7 +222,7 @@ func putFlow(t *testing.T, table *ebpf.Map, protocol uint8, sport, dport, answer
 	if err := table.Put(k, v); err != nil {
 		t.Fatal(err)
 	}
-	v.Flags = uint8(bpf.LaceFlowFlagsFLOW_REPLY | bpf.LaceFlowFlagsFLOW_UNDERLAY)
+	v.Flags = uint16(bpf.LaceFlowFlagsFLOW_REPLY | bpf.LaceFlowFlagsFLOW_UNDERLAY)
 	if err := table.Put(back, v); err != nil {
 		t.Fatal(err)
 	}

@@ -41,7 +41,7 @@ func udpFlow(t *testing.T, m *ebpf.Map, port uint16, from, to uint32, state bpf.
 	back.Network, back.Src, back.Dst, back.Sport, back.Dport = to, k.Dst, k.Src, k.Dport, k.Sport
 	at := now(t)
 	must(t, m.Put(k, bpf.LaceFlow{Network: to, Since: at - idle, Seen: at - idle, State: uint8(state)}))
-	must(t, m.Put(back, bpf.LaceFlow{Network: from, Since: at - idle, Seen: at - answerIdle, State: uint8(state), Flags: uint8(bpf.LaceFlowFlagsFLOW_REPLY)}))
+	must(t, m.Put(back, bpf.LaceFlow{Network: from, Since: at - idle, Seen: at - answerIdle, State: uint8(state), Flags: uint16(bpf.LaceFlowFlagsFLOW_REPLY)}))
 	return [2]bpf.LaceFlowKey{k, back}
 }
 

@@ -28,7 +28,7 @@ import (
 )
 
 // Layout is the version of the pinned tables: raised when a key or value changes its shape.
-const Layout = 3
+const Layout = 4
 
 // PinDir is where the tables of this layout are pinned, below the directory of the data plane.
 func PinDir(dir string) string { return filepath.Join(dir, "v"+strconv.Itoa(Layout)) }

@@ -180,7 +180,7 @@ func outer(b [16]byte) netip.Addr {
 	return netip.Addr{}
 }
 
-func flagged(v bpf.LaceFlow, flag bpf.LaceFlowFlags) bool { return v.Flags&uint8(flag) != 0 }
+func flagged(v bpf.LaceFlow, flag bpf.LaceFlowFlags) bool { return v.Flags&uint16(flag) != 0 }
 
 // sinceTick is how long ago a tick was; the clock of a packet that comes just now may be ahead of ours.
 func sinceTick(then, now uint32) time.Duration {

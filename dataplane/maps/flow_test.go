@@ -47,7 +47,7 @@ func putBoth(t testing.TB, table *ebpf.Map, k bpf.LaceFlowKey, v bpf.LaceFlow) {
 	t.Helper()
 	must(t, table.Put(k, v))
 	back := v
-	back.Network, back.Flags, back.Packets, back.Bytes = k.Network, uint8(bpf.LaceFlowFlagsFLOW_REPLY), v.Packets/2, v.Bytes/2
+	back.Network, back.Flags, back.Packets, back.Bytes = k.Network, uint16(bpf.LaceFlowFlagsFLOW_REPLY), v.Packets/2, v.Bytes/2
 	must(t, table.Put(partner(k, v.Network), back))
 }
 
@@ -101,7 +101,7 @@ func TestConnections(t *testing.T) {
 	must(t, err)
 	sid := netip.MustParseAddr("5f00:1ace:2:14:0:c800::")
 	v := bpf.LaceFlow{Packets: 8, Bytes: 800, Since: now - 100, Seen: now - 3, Generation: 5, Network: 200, Line: 12, Ifindex: 0, Peer: 2,
-		State: uint8(bpf.LaceFlowStateFLOW_ESTABLISHED), Flags: uint8(bpf.LaceFlowFlagsFLOW_PICKED | bpf.LaceFlowFlagsFLOW_BRIDGED | bpf.LaceFlowFlagsFLOW_DIRECT)}
+		State: uint8(bpf.LaceFlowStateFLOW_ESTABLISHED), Flags: uint16(bpf.LaceFlowFlagsFLOW_PICKED | bpf.LaceFlowFlagsFLOW_BRIDGED | bpf.LaceFlowFlagsFLOW_DIRECT)}
 	source := netip.MustParseAddr("5f00:1ace:2:5ce:0:c800::")
 	v.Sid.U8, v.Source.U8 = sid.As16(), source.As16()
 	key := flowKey(100, 6, "10.40.1.5", "10.60.1.7", 40000, 80)
@@ -132,7 +132,7 @@ func TestLoneDirections(t *testing.T) {
 	table := newFlowTable(t, 64)
 	ask := flowKey(100, 1, "10.40.1.5", "10.40.2.7", 77, 8)
 	must(t, table.Put(ask, bpf.LaceFlow{Network: 100}))
-	must(t, table.Put(partner(flowKey(100, 17, "10.40.1.5", "10.40.2.7", 9, 53), 100), bpf.LaceFlow{Network: 100, Flags: uint8(bpf.LaceFlowFlagsFLOW_REPLY)}))
+	must(t, table.Put(partner(flowKey(100, 17, "10.40.1.5", "10.40.2.7", 9, 53), 100), bpf.LaceFlow{Network: 100, Flags: uint16(bpf.LaceFlowFlagsFLOW_REPLY)}))
 	got := connections(t, table)
 	if len(got) != 2 || got[0].Answer != nil || got[1].Answer != nil || got[0].Reply == got[1].Reply {
 		t.Errorf("got %+v", got)
@@ -198,7 +198,7 @@ func fillFlows(t testing.TB, table *ebpf.Map, n int) {
 		k := flowKey(100, 6, "10.40.1.5", "10.40.2.7", uint16(i), 80)
 		k.Src.U8[13], k.Src.U8[14], k.Src.U8[15] = byte(i>>8), byte(i>>16), byte(i>>24)
 		keys = append(keys, k, partner(k, 100))
-		values = append(values, bpf.LaceFlow{Network: 100}, bpf.LaceFlow{Network: 100, Flags: uint8(bpf.LaceFlowFlagsFLOW_REPLY)})
+		values = append(values, bpf.LaceFlow{Network: 100}, bpf.LaceFlow{Network: 100, Flags: uint16(bpf.LaceFlowFlagsFLOW_REPLY)})
 		if len(keys) >= 8192 {
 			flush()
 		}

@@ -44,7 +44,7 @@ func flowRows(number, seen uint32) (keys [2]bpf.LaceFlowKey, values [2]bpf.LaceF
 	binary.BigEndian.PutUint32(k.Dst.U8[4:], number)
 	v := bpf.LaceFlow{Packets: uint64(number) + 1, Since: 1, Seen: seen, Network: 200, State: uint8(bpf.LaceFlowStateFLOW_ESTABLISHED)}
 	answer := v
-	answer.Network, answer.Flags = 100, uint8(bpf.LaceFlowFlagsFLOW_REPLY)
+	answer.Network, answer.Flags = 100, uint16(bpf.LaceFlowFlagsFLOW_REPLY)
 	return [2]bpf.LaceFlowKey{k, partner(k, 200)}, [2]bpf.LaceFlow{v, answer}
 }
 

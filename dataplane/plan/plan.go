@@ -36,6 +36,20 @@ type Attachment struct {
 	Device    string             `json:"device,omitempty"` // a device of the host (a tap, a veth of others) that was given by name, in place of a veth made here
 }
 
+// Publish says that a port of this node is a container's.
+type Publish struct {
+	Address  netip.Addr `json:"address,omitzero"` // of this node; invalid: every one, of the families that the container has
+	Protocol uint8      `json:"protocol"`         // 6: TCP, 17: UDP
+	Port     uint16     `json:"port"`             // of the node
+	To       uint16     `json:"to"`               // that the container listens at
+}
+
+// The veth pair by which the host's own stack meets the overlay: routes lead out of HostSide, programs sit at HostPeer.
+const (
+	HostSide = "lc-host"
+	HostPeer = "lc-host-peer"
+)
+
 // HostIf is the name of the host end of the attachment's veth: "lace" and eleven hexadecimal
 // digits of SHA-256 over container and interface, so that attaching twice meets itself. It is that of the device where one was given.
 func (a Attachment) HostIf() string {
@@ -90,10 +104,13 @@ type Plan struct {
 	Networks      []Network              `json:"networks,omitempty"`
 	Peers         []Peer                 `json:"peers,omitempty"`
 	Foreign       []Foreign              `json:"foreign,omitempty"`
+	Externals     []External             `json:"externals,omitempty"`
+	HostRoutes    []netip.Prefix         `json:"hostRoutes,omitempty"` // what the host reaches by HostSide: subnets of networks with host = true
 	Blocks        []Block                `json:"blocks,omitempty"`
 	Peerings      []Peering              `json:"peerings,omitempty"`
 	Stations      []Station              `json:"stations,omitempty"`
 	Members       []Member               `json:"members,omitempty"`
+	Masquerade    topology.Masquerade    `json:"masquerade"`
 	Conntrack     topology.Conntrack     `json:"conntrack"`
 	Ports         []Port                 `json:"ports,omitempty"`
 }
@@ -116,7 +133,16 @@ type Network struct {
 	Base6      netip.Prefix         `json:"base6,omitzero"`       // L2 without IPv4: a /96 that all pools lie in; a MAC holds the last 32 bits of an address
 	BlockBits4 Lengths              `json:"blockBits4,omitempty"` // distinct lengths of the network's IPv4 blocks, longest first
 	BlockBits6 Lengths              `json:"blockBits6,omitempty"` // … and of its IPv6 blocks
+	Host       bool                 `json:"host,omitempty"`       // hosts may open flows to it
 	Line       int                  `json:"line"`                 // of the topology
+}
+
+// External is a network outside of the overlay. Sorted by id; its prefixes as in the topology.
+type External struct {
+	Name     string             `json:"name"`
+	ID       topology.NetworkID `json:"id"`
+	Prefixes []netip.Prefix     `json:"prefixes"`
+	Line     int                `json:"line"`
 }
 
 // Foreign is a network in which this node has no block, but which one of its own networks is peered with, in either direction.
@@ -128,13 +154,18 @@ type Foreign struct {
 	Line       int                `json:"line"`
 }
 
-// Peering is a prefix of another network that a network may open flows to: one for each subnet of the other. Sorted by
-// From, To and Prefix.
+// Peering is a prefix of another network that a network may open flows to: one for each subnet or prefix of the other. Sorted by
+// From, To and Prefix. From is topology.HostsID for what hosts may open flows to (Line is then the network's), and topology.OutsideID
+// for what any external network may open flows to, whichever: which one is asked again when the sender is known.
 type Peering struct {
-	From   topology.NetworkID `json:"from"`
-	To     topology.NetworkID `json:"to"`
-	Prefix netip.Prefix       `json:"prefix"`
-	Line   int                `json:"line"` // of the topology
+	From       topology.NetworkID `json:"from"`
+	To         topology.NetworkID `json:"to"`
+	Prefix     netip.Prefix       `json:"prefix"`
+	External   bool               `json:"external,omitempty"`   // To is outside of the overlay
+	Masquerade bool               `json:"masquerade,omitempty"` // … and sees the host's address
+	Peer       uint32             `json:"peer,omitzero"`        // External: index of the node that packets leave by; 0: this one
+	SID        topology.SID       `json:"sid,omitzero"`         // … and where it takes them: End.DT46 of To
+	Line       int                `json:"line"`                 // of the topology
 }
 
 // Peer is another node or router. Index is its place in the nexthop map.
@@ -185,9 +216,10 @@ type Port struct {
 	Type     topology.NetworkType `json:"type"`
 	Gateway4 netip.Addr           `json:"gateway4,omitzero"`
 	Gateway6 netip.Addr           `json:"gateway6,omitzero"`
-	Source   netip.Addr           `json:"source"`           // outer source of its packets
-	Overhead int                  `json:"overhead"`         // as in Network
-	DHCP     bool                 `json:"dhcp,omitempty"`   // it may ask for addresses, and give them
-	Prefixes []netip.Prefix       `json:"prefixes"`         // its addresses as they stand on the interface: alone (L3), or with the length of the subnet (L2)
-	Routes   []netip.Prefix       `json:"routes,omitempty"` // what leads to the gateway: everything, or only the network itself where another one has the default route
+	Source   netip.Addr           `json:"source"`            // outer source of its packets
+	Overhead int                  `json:"overhead"`          // as in Network
+	DHCP     bool                 `json:"dhcp,omitempty"`    // it may ask for addresses, and give them
+	Publish  []Publish            `json:"publish,omitempty"` // ports of this node that are the container's: no part of an attachment, so Build leaves it to who wires
+	Prefixes []netip.Prefix       `json:"prefixes"`          // its addresses as they stand on the interface: alone (L3), or with the length of the subnet (L2)
+	Routes   []netip.Prefix       `json:"routes,omitempty"`  // what leads to the gateway: everything, or only the network itself where another one has the default route
 }
