@@ -229,6 +229,11 @@ func (b agentBed) create(id string, pid int) wire.Answer {
 	return b.handle(context.Background(), wire.Message{Stage: wire.CreateRuntime, Namespace: "default", State: &wire.State{ID: id, Pid: pid}})
 }
 
+// nri is the agent's side of NRI, in front of a containerd that waits long.
+func (b agentBed) nri() *nriPlugin {
+	return &nriPlugin{agent: b.Agent, timeout: func() time.Duration { return patience }}
+}
+
 var backend = labelMap{LabelNetwork: "backend"}
 
 func TestAnswersOfCreateRuntime(t *testing.T) {

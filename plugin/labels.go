@@ -20,6 +20,8 @@ const (
 	LabelMAC     = "lace.mac"
 	LabelName    = "lace.name"
 	LabelSticky  = "lace.sticky"
+	// LabelPublish means the network that the default route leads into.
+	LabelPublish = "lace.publish"
 	// LabelNet begins the labels of one network of several: LabelNet, its name, and one of the fields below.
 	LabelNet = "lace.net."
 )
@@ -30,6 +32,7 @@ const (
 	fieldMAC     = "mac"
 	fieldIfName  = "ifname"
 	fieldGateway = "gateway"
+	fieldPublish = "publish"
 )
 
 const (
@@ -38,8 +41,8 @@ const (
 )
 
 var (
-	userLabels = []string{LabelNetwork, LabelIP, LabelMAC, LabelName, LabelSticky}
-	netFields  = []string{fieldIP, fieldMAC, fieldIfName, fieldGateway}
+	userLabels = []string{LabelNetwork, LabelIP, LabelMAC, LabelName, LabelSticky, LabelPublish}
+	netFields  = []string{fieldIP, fieldMAC, fieldIfName, fieldGateway, fieldPublish}
 	nameForm   = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 )
 
@@ -74,9 +77,10 @@ func ownKeys(labels, annotations map[string]string) map[string]string {
 // reading is one pass over the labels of a container.
 type reading struct {
 	Request
-	own  map[string]string
-	said map[string]bool // the networks with a gateway label
-	errs []error
+	own       map[string]string
+	said      map[string]bool // the networks with a gateway label that makes sense
+	published []Publish       // of LabelPublish, until it is known which network has the default route
+	errs      []error
 }
 
 func (w *reading) refuse(format string, v ...any) { w.errs = append(w.errs, fmt.Errorf(format, v...)) }
@@ -119,8 +123,7 @@ func (w *reading) perNetwork() {
 		network, field, ok := splitNetLabel(key)
 		i := w.interfaceOf(network)
 		if ok && i != nil {
-			w.said[network] = w.said[network] || field == fieldGateway
-			w.read(key, maxValue, func(value string) error { return i.set(field, value) })
+			w.read(key, limitOf(field), func(value string) error { return w.set(i, field, value) })
 			continue
 		}
 		if odd++; odd <= maxOdd {
@@ -142,6 +145,7 @@ func (w *reading) common() {
 	w.read(LabelIP, maxValue, func(value string) error { return first.set(fieldIP, value) })
 	w.read(LabelMAC, maxValue, func(value string) error { return first.set(fieldMAC, value) })
 	w.read(LabelName, maxValue, func(value string) (err error) { w.Name, err = parseName(value); return err })
+	w.read(LabelPublish, maxPublish, func(value string) (err error) { w.published, err = parsePublish(value); return err })
 	w.read(LabelSticky, maxValue, func(value string) (err error) { w.Sticky, err = parseBool(value); return err })
 }
 
@@ -199,6 +203,23 @@ func networkNames(interfaces []Interface) (names []string) {
 	return names
 }
 
+// limitOf returns how many bytes the value of a field may have.
+func limitOf(field string) int {
+	if field == fieldPublish {
+		return maxPublish
+	}
+	return maxValue
+}
+
+// set reads the value of one field of an interface.
+func (w *reading) set(i *Interface, field, value string) error {
+	err := i.set(field, value)
+	if err == nil && field == fieldGateway {
+		w.said[i.Network] = true
+	}
+	return err
+}
+
 // set reads the value of one field; what it was before stays where the value makes no sense.
 func (i *Interface) set(field, value string) error {
 	next := *i
@@ -212,6 +233,8 @@ func (i *Interface) set(field, value string) error {
 		next.IfName, err = parseIfName(value)
 	case fieldGateway:
 		next.Gateway, err = parseBool(value)
+	case fieldPublish:
+		next.Publish, err = parsePublish(value)
 	}
 	if err == nil {
 		*i = next
@@ -238,6 +261,40 @@ func (w *reading) agree() {
 		w.refuse("gateway is true for the networks %s; the default route leads into one of them only", quoteAll(gateways))
 	}
 	first.Gateway = first.Gateway || len(gateways) == 0 && !w.said[first.Network]
+	w.placePublished()
+	w.distinctPorts()
+}
+
+// placePublished gives what LabelPublish says to the network with the default route.
+func (w *reading) placePublished() {
+	if _, ok := w.own[LabelPublish]; !ok {
+		return
+	}
+	at := slices.IndexFunc(w.Interfaces, func(i Interface) bool { return i.Gateway })
+	if at < 0 {
+		w.refuse("%s means the network with the default route, which none of the container's is; write %s instead, for the network that is meant",
+			LabelPublish, netLabel(w.Interfaces[0].Network, fieldPublish))
+		return
+	}
+	i := &w.Interfaces[at]
+	w.notBoth(LabelPublish, netLabel(i.Network, fieldPublish))
+	i.Publish = w.published
+}
+
+// distinctPorts refuses a port that two networks publish, and more ports than a container may have.
+func (w *reading) distinctPorts() {
+	total := 0
+	for n, i := range w.Interfaces {
+		total += len(i.Publish)
+		for _, before := range w.Interfaces[:n] {
+			if p, q, found := firstOverlap(before.Publish, i.Publish); found {
+				w.refuse("the container, in its networks %s and %s, %w", quote(before.Network), quote(i.Network), publishedTwice(p, q))
+			}
+		}
+	}
+	if total > maxPublished {
+		w.refuse("the container, in all of its networks, %w", tooManyPublished(total))
+	}
 }
 
 func (w *reading) notBoth(a, b string) {

@@ -108,7 +108,7 @@ func TestParseLabelsRefuses(t *testing.T) {
 		{"nine networks", labelMap{LabelNetwork: "a,b,c,d,e,f,g,h,i"}, "names 9 networks; a container joins at most 8"},
 		{"long network", labelMap{LabelNetwork: strings.Repeat("a", 64)}, "longer than 63 bytes"},
 		{"network with a blank", labelMap{LabelNetwork: "a b"}, "is no network name"},
-		{"typo", network("lace.netwrok", "a"), `unknown label "lace.netwrok" (did you mean "lace.network"?); Lace knows lace.network, lace.ip, lace.mac, lace.name, lace.sticky, and lace.net.<network>. with ip, mac, ifname, gateway`},
+		{"typo", network("lace.netwrok", "a"), `unknown label "lace.netwrok" (did you mean "lace.network"?); Lace knows lace.network, lace.ip, lace.mac, lace.name, lace.sticky, lace.publish, and lace.net.<network>. with ip, mac, ifname, gateway, publish`},
 		{"unknown field", network("lace.net.backend.ipp", "10.40.1.7"), `unknown label "lace.net.backend.ipp" (did you mean "lace.net.backend.ip"?)`},
 		{"no field", network("lace.net.backend", "x"), `unknown label "lace.net.backend"`},
 		{"no name", network("lace.net..ip", "x"), `unknown label "lace.net..ip"`},
@@ -136,7 +136,7 @@ func TestParseLabelsRefuses(t *testing.T) {
 		{"loopback", network("lace.net.backend.ifname", "lo"), "is no name that an interface of a network can have"},
 		{"all interfaces", network("lace.net.backend.ifname", "all"), "is no name that an interface of a network can have"},
 		{"directory", network("lace.net.backend.ifname", ".."), "is no name that an interface of a network can have"},
-		{"nothing alike", network("lace.quality", "a"), `unknown label "lace.quality"; Lace knows`},
+		{"nothing alike", network("lace.bandwidth", "a"), `unknown label "lace.bandwidth"; Lace knows`},
 		{"no address", network(LabelIP, "ten"), `"ten" is no IP address`},
 		{"prefix", network(LabelIP, "10.40.1.7/24"), "without prefix length"},
 		{"empty address", network(LabelIP, ""), `"" is no IP address`},
@@ -273,6 +273,7 @@ func FuzzParseLabels(f *testing.F) {
 	f.Add(LabelNetwork, "a.b, c", "lace.net.a.b.gateway", "true")
 	f.Add("lace.netwrok", "\x00", LabelMAC, "02:00:00:00:00:01")
 	f.Add("lace.", "", LabelSticky, "1")
+	f.Add(LabelNetwork, "backend", LabelPublish, "[2001:db8::1]:8080-8081:80-81/udp")
 	f.Fuzz(func(t *testing.T, k1, v1, k2, v2 string) {
 		labels := labelMap{k1: v1, k2: v2}
 		r, asks, err := ParseLabels(labels, nil)
@@ -295,6 +296,7 @@ func FuzzParseLabels(f *testing.F) {
 func checkAccepted(t *testing.T, r Request) {
 	t.Helper()
 	networks, names, gateways := map[string]bool{}, map[string]bool{}, 0
+	var ports []Publish
 	for _, i := range r.Interfaces {
 		networks[i.Network], names[i.IfName] = true, true
 		if i.Gateway {
@@ -304,7 +306,9 @@ func checkAccepted(t *testing.T, r Request) {
 			i.IfName == "lo" || len(i.IfName) < 1 || len(i.IfName) > 15 || strings.ContainsAny(i.IfName, "/:% \t\n") {
 			t.Fatalf("accepted %+v", i)
 		}
+		ports = append(ports, i.Publish...)
 	}
+	checkPublished(t, ports)
 	if n := len(r.Interfaces); n < 1 || n > maxNetworks || len(networks) != n || len(names) != n || gateways > 1 {
 		t.Fatalf("accepted %+v", r)
 	}

@@ -29,6 +29,15 @@ type Interface struct {
 	MAC     net.HardwareAddr // nil: the data plane chooses
 	IfName  string           // inside the container: "eth0" for the first network, "eth1" for the next, unless the labels say otherwise
 	Gateway bool             // the default route leads into this network; true for one of a container at most
+	Publish []Publish        // no two of a container overlap
+}
+
+// Publish says that a port of this node is the container's, at its addresses in the interface's network.
+type Publish struct {
+	Address  netip.Addr // of this node; invalid: every one, of the families that the container has
+	Protocol uint8      // 6: TCP, 17: UDP
+	Port     uint16     // of the node
+	To       uint16     // that the container listens at
 }
 
 // networks names what r asks for as lace.network does.

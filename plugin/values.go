@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	maxValue   = 256 // bytes of any lace. value but lace.network's
+	maxValue   = 256 // bytes of any lace. value but lists of networks and ports
 	maxName    = 253 // bytes; the longest name of a CRI pod
 	maxNetwork = 63  // bytes of one name
 	maxIfName  = 15  // bytes; IFNAMSIZ of the kernel, less the zero behind it
@@ -77,13 +77,22 @@ func parseIPs(value string) ([]netip.Addr, error) {
 }
 
 func checkIP(ip netip.Addr) error {
+	if err := checkForm(ip); err != nil {
+		return err
+	}
+	if ip.IsUnspecified() || ip.IsLoopback() || ip.IsMulticast() || ip.IsLinkLocalUnicast() {
+		return fmt.Errorf("%s is no unicast address that a network can have; give one of the network's block on this node", ip)
+	}
+	return nil
+}
+
+// checkForm refuses an address that has a plainer form.
+func checkForm(ip netip.Addr) error {
 	switch {
 	case ip.Zone() != "":
 		return fmt.Errorf("%s has a zone; leave %%%s away", quote(ip.String()), quote(ip.Zone()))
 	case ip.Is4In6():
 		return fmt.Errorf("%s is IPv4 written as IPv6; write %s", ip, ip.Unmap())
-	case ip.IsUnspecified(), ip.IsLoopback(), ip.IsMulticast(), ip.IsLinkLocalUnicast():
-		return fmt.Errorf("%s is no unicast address that a network can have; give one of the network's block on this node", ip)
 	}
 	return nil
 }
