@@ -27,7 +27,7 @@ type NetworkCounter struct {
 }
 
 // trafficReasons is TRAFFIC_REASONS of bpf/lib/maps.h: the places that a network has in map traffic.
-const trafficReasons = 8
+const trafficReasons = 16
 
 // slotBit is where a scope has the slot: SCOPE of bpf/lib/types.h.
 const slotBit = 31

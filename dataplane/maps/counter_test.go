@@ -34,11 +34,11 @@ func TestCounters(t *testing.T) {
 	must(t, m.Networks.Put(Scope(300, 0), bpf.LaceNetwork{Traffic: 5})) // of the generation before
 	must(t, m.Networks.Put(Scope(400, 1), bpf.LaceNetwork{}))           // has no number
 	const encapsulated, local = uint32(bpf.LaceReasonREASON_ENCAPSULATED), uint32(bpf.LaceReasonREASON_LOCAL)
-	count(t, m.traffic, 3*8+encapsulated, 10, 1000)
-	count(t, m.traffic, 3*8+local, 5, 500)
-	count(t, m.traffic, 1024*8+encapsulated, 2, 200)
-	count(t, m.traffic, 5*8+encapsulated, 7, 700)
-	count(t, m.traffic, 0*8+local, 9, 900)
+	count(t, m.traffic, 3*trafficReasons+encapsulated, 10, 1000)
+	count(t, m.traffic, 3*trafficReasons+local, 5, 500)
+	count(t, m.traffic, 1024*trafficReasons+encapsulated, 2, 200)
+	count(t, m.traffic, 5*trafficReasons+encapsulated, 7, 700)
+	count(t, m.traffic, 0*trafficReasons+local, 9, 900)
 	count(t, m.counters, uint32(bpf.LaceReasonREASON_NO_ROUTE), 4, 400)
 	count(t, m.counters, 120, 6, 600) // of a newer agent's programs
 	must(t, m.refusals.Put(bpf.LaceRefusalKey{Network: 100, Reason: uint32(bpf.LaceReasonREASON_NO_ROUTE)}, bpf.LaceCounter{Packets: 3, Bytes: 300}))

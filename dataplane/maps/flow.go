@@ -29,6 +29,8 @@ type Flow struct {
 	Picked     bool          // TCP: first seen in the middle
 	Bridged    bool          // its frames are carried as they are: both ends are in one L2 network
 	Direct     bool          // it goes to a device of the host, not to a container's veth
+	Translated bool          // its packets become Rewrite
+	Way        Way           // that its packets go on
 	Age        time.Duration // since the first packet, to about a second
 	Idle       time.Duration // since the last one that counts
 	Packets    uint64
@@ -39,8 +41,39 @@ type Flow struct {
 	Source     netip.Addr // Underlay: outer source that was last found good; invalid: none yet
 	Line       uint32     // of the topology that lets it pass
 	Generation uint32     // that decided
+	Rewrite    Rewrite    // Translated
 
 	key, back bpf.LaceFlowKey // of its row, and of the other direction's
+}
+
+// Rewrite is what addresses and ports of a packet become, of one that is masqueraded or for a published port. As in a Flow.
+type Rewrite struct {
+	Src, Dst netip.AddrPort
+}
+
+// RewriteOf reads the fields of struct rewrite of bpf/lib/types.h.
+func RewriteOf(src, dst bpf.LaceAddr, sport, dport uint16) Rewrite {
+	return Rewrite{Src: endOf(src, sport), Dst: endOf(dst, dport)}
+}
+
+// Way is enum way of bpf/lib/types.h: which way a packet goes on.
+type Way uint8
+
+const (
+	WayContainer Way = iota // to one of this node
+	WayNode                 // to another node
+	WayOut                  // out of the overlay, by the host's own routing
+	WayHost                 // to the host itself
+	WayLoopback             // to the host itself: an answer to what it sent to itself
+)
+
+// String is the word for a way: "out".
+func (w Way) String() string {
+	words := []string{WayContainer: "container", WayNode: "node", WayOut: "out", WayHost: "host", WayLoopback: "loopback"}
+	if int(w) < len(words) {
+		return words[w]
+	}
+	return fmt.Sprintf("way_%d", uint8(w)) // of a newer agent's programs
 }
 
 // Connection is both directions of a flow, which share its state.
@@ -104,19 +137,24 @@ func eachFlow(table *ebpf.Map, now uint32, f func(Flow) error) error {
 }
 
 // EachConnection calls f once with every flow that take wants, both directions together. It looks the other direction up
-// row by row, so that memory stays bounded. take must say the same of both directions.
+// row by row, so that memory stays bounded. take must say the same of both directions, unless they are translated: one of them
+// is enough then, as they do not name the same addresses.
 func EachConnection(table FlowTable, take func(Flow) bool, f func(Connection) error) error {
 	now, err := flowTick()
 	if err != nil {
 		return err
 	}
 	return eachFlow(table, now, func(flow Flow) error {
-		if !take(flow) {
+		wanted := take(flow)
+		if !wanted && !flow.Translated {
 			return nil
 		}
 		other, err := answer(table, flow, now)
 		if err != nil {
 			return err
+		}
+		if !wanted && (other == nil || !take(*other)) {
+			return nil
 		}
 		if flow.Reply && other != nil && !other.Reply {
 			return nil // told with the direction that opened it
@@ -162,11 +200,14 @@ func flowTick() (uint32, error) {
 func flowOf(k bpf.LaceFlowKey, v bpf.LaceFlow, now uint32) Flow {
 	f := Flow{
 		Network: k.Network, To: v.Network, Protocol: k.Protocol, State: bpf.LaceFlowState(v.State),
-		Src: netip.AddrPortFrom(unmapped(k.Src.U8), hostPort(k.Sport)), Dst: netip.AddrPortFrom(unmapped(k.Dst.U8), hostPort(k.Dport)),
+		Src: endOf(k.Src, k.Sport), Dst: endOf(k.Dst, k.Dport), Way: Way(v.Way),
 		Reply: flagged(v, bpf.LaceFlowFlagsFLOW_REPLY), Underlay: flagged(v, bpf.LaceFlowFlagsFLOW_UNDERLAY), Picked: flagged(v, bpf.LaceFlowFlagsFLOW_PICKED),
 		Bridged: flagged(v, bpf.LaceFlowFlagsFLOW_BRIDGED), Direct: flagged(v, bpf.LaceFlowFlagsFLOW_DIRECT),
-		Age: sinceTick(v.Since, now), Idle: sinceTick(v.Seen, now), Packets: v.Packets, Bytes: v.Bytes,
-		Ifindex: v.Ifindex, Peer: v.Peer, Line: v.Line, Generation: v.Generation, key: k, back: partner(k, v.Network),
+		Translated: flagged(v, bpf.LaceFlowFlagsFLOW_TRANSLATED), Age: sinceTick(v.Since, now), Idle: sinceTick(v.Seen, now), Packets: v.Packets, Bytes: v.Bytes,
+		Ifindex: v.Ifindex, Peer: v.Peer, Line: v.Line, Generation: v.Generation, key: k, back: answerKey(k, v),
+	}
+	if f.Translated {
+		f.Rewrite = RewriteOf(v.To.Src, v.To.Dst, v.To.Sport, v.To.Dport)
 	}
 	f.SID, f.Source = outer(v.Sid.U8), outer(v.Source.U8)
 	return f
@@ -187,6 +228,11 @@ func sinceTick(then, now uint32) time.Duration {
 	return time.Duration(max(int32(now-then), 0)) << 30
 }
 
+// endOf is an address with its port.
+func endOf(a bpf.LaceAddr, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(unmapped(a.U8), hostPort(port))
+}
+
 // unmapped is an address of the maps as people write it.
 func unmapped(b [16]byte) netip.Addr { return netip.AddrFrom16(b).Unmap() }
 
@@ -197,12 +243,25 @@ func hostPort(be uint16) uint16 {
 	return binary.BigEndian.Uint16(b[:])
 }
 
+// answerKey is the key of the other direction of a row: what its packets become, turned around.
+func answerKey(k bpf.LaceFlowKey, v bpf.LaceFlow) bpf.LaceFlowKey {
+	if flagged(v, bpf.LaceFlowFlagsFLOW_TRANSLATED) {
+		k.Src, k.Dst, k.Sport, k.Dport = v.To.Src, v.To.Dst, v.To.Sport, v.To.Dport
+	}
+	return partner(k, v.Network)
+}
+
+// netPort is a port in network order.
+func netPort(p uint16) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, p))
+}
+
 // partner is the key of the other direction, whose sender is in the network that this one goes to.
 func partner(k bpf.LaceFlowKey, network uint32) bpf.LaceFlowKey {
 	back := k
 	back.Network, back.Src, back.Dst = network, k.Dst, k.Src
 	if k.Protocol == unix.IPPROTO_ICMP || k.Protocol == unix.IPPROTO_ICMPV6 {
-		back.Dport = hostPort(inverse(k.Protocol, hostPort(k.Dport)))
+		back.Dport = netPort(inverse(k.Protocol, hostPort(k.Dport)))
 		return back
 	}
 	back.Sport, back.Dport = k.Dport, k.Sport

@@ -3,7 +3,6 @@
 package maps
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -33,13 +32,9 @@ func newFlowTable(t testing.TB, room uint32) *ebpf.Map {
 }
 
 func flowKey(network uint32, protocol uint8, src, dst string, sport, dport uint16) bpf.LaceFlowKey {
-	k := bpf.LaceFlowKey{Network: network, Protocol: protocol, Sport: wirePort(sport), Dport: wirePort(dport)}
+	k := bpf.LaceFlowKey{Network: network, Protocol: protocol, Sport: netPort(sport), Dport: netPort(dport)}
 	k.Src.U8, k.Dst.U8 = addr(netip.MustParseAddr(src)).U8, addr(netip.MustParseAddr(dst)).U8
 	return k
-}
-
-func wirePort(p uint16) uint16 {
-	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, p))
 }
 
 // putBoth writes a flow in both directions: the second one the container's answers, out to another node.
@@ -124,6 +119,71 @@ func TestConnections(t *testing.T) {
 	}
 	if a := got[0].Answer; !a.Reply || a.Packets != 4 || a.Network != 200 || a.To != 100 || a.Src != want.Dst || a.Dst != want.Src {
 		t.Errorf("the answers are %+v", a)
+	}
+}
+
+// TestTranslatedFlows: the other direction is found by what the packets become, and either one stands for both.
+func TestTranslatedFlows(t *testing.T) {
+	const outside = 0xfffffe
+	for name, tt := range map[string]struct{ ask, become, answer bpf.LaceFlowKey }{
+		"TCP": {
+			flowKey(100, 6, "10.40.1.5", "192.0.2.7", 40000, 80),
+			flowKey(0, 6, "198.51.100.1", "192.0.2.7", 10001, 80),
+			flowKey(outside, 6, "192.0.2.7", "198.51.100.1", 80, 10001),
+		},
+		"echo": {
+			flowKey(100, 58, "fd40::5", "2001:db8::7", 77, 128),
+			flowKey(0, 58, "2001:db8:1::1", "2001:db8::7", 10002, 128),
+			flowKey(outside, 58, "2001:db8::7", "2001:db8:1::1", 10002, 129),
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			table := newFlowTable(t, 64)
+			translated := uint16(bpf.LaceFlowFlagsFLOW_TRANSLATED)
+			there := bpf.LaceFlow{Network: outside, Way: uint8(WayOut), Flags: translated, Packets: 3}
+			setRewrite(&there, tt.become)
+			back := bpf.LaceFlow{Network: 100, Flags: translated | uint16(bpf.LaceFlowFlagsFLOW_REPLY), Packets: 2}
+			setRewrite(&back, partner(tt.ask, 0))
+			must(t, table.Put(tt.ask, there))
+			must(t, table.Put(tt.answer, back))
+			got := connections(t, table)
+			if len(got) != 1 || got[0].Answer == nil || got[0].Reply || got[0].Packets != 3 || got[0].Answer.Packets != 2 {
+				t.Fatalf("one flow is told as %+v", got)
+			}
+			ask, answer := got[0].Flow, *got[0].Answer
+			if !ask.Translated || ask.Way != WayOut || ask.Rewrite.Src != endOf(tt.become.Src, tt.become.Sport) || ask.Rewrite.Dst != endOf(tt.become.Dst, tt.become.Dport) {
+				t.Errorf("the direction out is %+v", ask)
+			}
+			if answer.Rewrite.Dst.Addr() != ask.Src.Addr() || answer.Dst.Addr() != ask.Rewrite.Src.Addr() {
+				t.Errorf("the direction in is %+v", answer)
+			}
+			told := 0
+			must(t, EachConnection(table, func(f Flow) bool { return f.Network == outside }, func(c Connection) error {
+				if told++; c.Network != 100 {
+					t.Errorf("a filter that takes the answers only is told of %+v", c)
+				}
+				return nil
+			}))
+			if told != 1 {
+				t.Errorf("a filter that takes the answers only is told of %d flows", told)
+			}
+			if deleted, err := DeleteFlow(table, answer); err != nil || !deleted || len(connections(t, table)) != 0 {
+				t.Errorf("deleted: %v, %v, left: %+v", deleted, err, connections(t, table))
+			}
+		})
+	}
+}
+
+// setRewrite gives a row what its packets become.
+func setRewrite(v *bpf.LaceFlow, k bpf.LaceFlowKey) {
+	v.To.Src, v.To.Dst, v.To.Sport, v.To.Dport = k.Src, k.Dst, k.Sport, k.Dport
+}
+
+func TestWaysHaveWords(t *testing.T) {
+	for w, want := range map[Way]string{WayContainer: "container", WayNode: "node", WayOut: "out", WayHost: "host", WayLoopback: "loopback", 9: "way_9"} {
+		if got := w.String(); got != want {
+			t.Errorf("way %d is %q, want %q", uint8(w), got, want)
+		}
 	}
 }
 

@@ -87,7 +87,7 @@ func newFlows(flows int) (*ebpf.Map, error) {
 }
 
 // bytesPerRow is about what the kernel takes for a row.
-const bytesPerRow = 208
+const bytesPerRow = 256
 
 func (m *Maps) putFlows(table *ebpf.Map) error {
 	if err := m.flows.Put(uint32(0), table); err != nil {
@@ -256,7 +256,7 @@ func (v *mover) copyPair(k bpf.LaceFlowKey, f bpf.LaceFlow) error {
 	if err := v.insert(k, f); err != nil {
 		return err
 	}
-	back := partner(k, f.Network)
+	back := answerKey(k, f)
 	var other bpf.LaceFlow
 	err := v.from.Lookup(back, &other)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {

@@ -68,7 +68,7 @@ type Synced struct {
 // Sync makes the tables hold the plan. devices has the ports' interfaces by their host name, and Segmenter's; a port without
 // one is left out.
 //
-// Where networks, blocks, peerings, peers, stations and members at other nodes and what holds for the node are as the plan
+// Where networks, blocks, peerings, external networks, peers, stations and members at other nodes and what holds for the node are as the plan
 // says, ports, what leads to them, and nexthops are changed in place. Else the whole is written to the slot that is not in use and becomes active with one write, so that
 // no packet sees a part of it; when anything does not fit, what is active stays as it was. Rows of the slot that is not in
 // use, which this or a killed agent left, are removed. vrf: the gateways' addresses are on bridges in VRFs.
@@ -111,6 +111,7 @@ func (m *Maps) changeInPlace(s Slot, have, want *rows, hops []Nexthop) (Changes,
 func (m *Maps) changePorts(have, want *rows) (Changes, error) {
 	return sum(
 		func() (Changes, error) { return m.Endpoints.change(have.endpoints, want.endpoints) },
+		func() (Changes, error) { return m.Published.change(have.published, want.published) },
 		func() (Changes, error) { return m.FDB.change(have.stations, want.stations) },
 		func() (Changes, error) { return m.Members.change(have.members, want.members) },
 		func() (Changes, error) { return m.Groups.change(have.groups, want.groups) },
@@ -145,6 +146,7 @@ func (m *Maps) change(have, want *rows) (Changes, error) {
 		func() (Changes, error) { return m.Networks.change(have.networks, want.networks) },
 		func() (Changes, error) { return m.Blocks.change(have.blocks, want.blocks) },
 		func() (Changes, error) { return m.Peerings.change(have.peerings, want.peerings) },
+		func() (Changes, error) { return m.Externals.change(have.externals, want.externals) },
 		func() (Changes, error) { return m.changePorts(have, want) },
 	)
 }

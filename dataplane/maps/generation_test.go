@@ -112,15 +112,22 @@ func TestConfigurationTakesTwoSlots(t *testing.T) {
 	m := newMaps(t)
 	g := m.sync(t, testPlan(1)).Generation
 	for name, change := range map[string]func(*plan.Plan){
-		"line of a network":  func(p *plan.Plan) { p.Networks[0].Line++ },
-		"lengths of blocks":  func(p *plan.Plan) { p.Foreign[0].BlockBits4 = plan.Lengths{27} },
-		"owner of a block":   func(p *plan.Plan) { p.Blocks[1].Peer = 2 },
-		"no peering":         func(p *plan.Plan) { p.Peerings = nil },
-		"line of a peering":  func(p *plan.Plan) { p.Peerings[0].Line++ },
-		"number of a peer":   func(p *plan.Plan) { p.Peers[0].Index = 2 },
-		"time-out":           func(p *plan.Plan) { p.Conntrack.UDP = time.Hour },
-		"encapsulation":      func(p *plan.Plan) { p.Encapsulation = topology.SRH },
-		"a network has left": func(p *plan.Plan) { p.Foreign = nil },
+		"line of a network":     func(p *plan.Plan) { p.Networks[0].Line++ },
+		"lengths of blocks":     func(p *plan.Plan) { p.Foreign[0].BlockBits4 = plan.Lengths{27} },
+		"owner of a block":      func(p *plan.Plan) { p.Blocks[1].Peer = 2 },
+		"no peering":            func(p *plan.Plan) { p.Peerings = nil },
+		"line of a peering":     func(p *plan.Plan) { p.Peerings[0].Line++ },
+		"number of a peer":      func(p *plan.Plan) { p.Peers[0].Index = 2 },
+		"a peering masquerades": func(p *plan.Plan) { p.Peerings[0].External, p.Peerings[0].Masquerade = true, true },
+		"node to leave by":      func(p *plan.Plan) { p.Peerings[0].Peer = 1 },
+		"hosts reach a network": func(p *plan.Plan) { p.Networks[0].Host = true },
+		"an external network": func(p *plan.Plan) {
+			p.Externals = []plan.External{{ID: 0xe00001, Prefixes: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}}
+		},
+		"ports to masquerade with": func(p *plan.Plan) { p.Masquerade = topology.Masquerade{First: 2000, Last: 3000} },
+		"time-out":                 func(p *plan.Plan) { p.Conntrack.UDP = time.Hour },
+		"encapsulation":            func(p *plan.Plan) { p.Encapsulation = topology.SRH },
+		"a network has left":       func(p *plan.Plan) { p.Foreign = nil },
 		"a network is foreign": func(p *plan.Plan) {
 			p.Networks, p.Ports, p.Foreign = nil, nil, append(p.Foreign, plan.Foreign{ID: 100})
 		},
@@ -228,6 +235,18 @@ func TestFullTable(t *testing.T) {
 		"fdb": func(p *plan.Plan) {
 			for i := range 9 {
 				p.Stations = append(p.Stations, plan.Station{Network: 100, MAC: plan.MAC{2, 1, byte(i)}, Peer: 1})
+			}
+		},
+		"externals": func(p *plan.Plan) {
+			p.Externals = []plan.External{{ID: 0xe00001}}
+			for i := range 9 {
+				p.Externals[0].Prefixes = append(p.Externals[0].Prefixes, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, byte(i), 0}), 24))
+			}
+		},
+		"published": func(p *plan.Plan) {
+			p.Networks[0].Line++
+			for i := range 9 {
+				p.Ports[0].Publish = append(p.Ports[0].Publish, plan.Publish{Protocol: 6, Port: uint16(8000 + i), To: 80})
 			}
 		},
 		"members": func(p *plan.Plan) {

@@ -22,7 +22,8 @@ func TestLayout(t *testing.T) {
 		"refusal_key": bpf.LaceRefusalKey{}, "event": bpf.LaceEvent{}, "counter": bpf.LaceCounter{}, "budget": bpf.LaceBudget{},
 		"budget_key": bpf.LaceBudgetKey{}, "context": bpf.LaceContext{}, "fdb_key": bpf.LaceFdbKey{}, "station": bpf.LaceStation{},
 		"sighting_key": bpf.LaceSightingKey{}, "sighting": bpf.LaceSighting{}, "group": bpf.LaceGroup{},
-		"member_key": bpf.LaceMemberKey{}, "member": bpf.LaceMember{},
+		"member_key": bpf.LaceMemberKey{}, "member": bpf.LaceMember{}, "external_key": bpf.LaceExternalKey{}, "external": bpf.LaceExternal{},
+		"publication_key": bpf.LacePublicationKey{}, "publication": bpf.LacePublication{}, "egress": bpf.LaceEgress{}, "host": bpf.LaceHost{},
 	} {
 		t.Run(name, func(t *testing.T) { sameLayout(t, structOf(t, name), reflect.TypeOf(v)) })
 	}
@@ -71,6 +72,8 @@ func TestMapsHoldTheirTypes(t *testing.T) {
 		"groups": {uint32(0), bpf.LaceGroup{}}, "members": {bpf.LaceMemberKey{}, bpf.LaceMember{}},
 		"networks": {uint32(0), bpf.LaceNetwork{}}, "blocks": {bpf.LaceBlockKey{}, bpf.LaceBlock{}},
 		"peerings": {bpf.LacePeeringKey{}, bpf.LacePeering{}}, "peers": {bpf.LacePeerKey{}, bpf.LacePeer{}},
+		"externals": {bpf.LaceExternalKey{}, bpf.LaceExternal{}}, "published": {bpf.LacePublicationKey{}, bpf.LacePublication{}},
+		"this_host": {uint32(0), bpf.LaceHost{}}, "addresses": {bpf.LaceAddr{}, uint32(0)}, "egresses": {uint32(0), bpf.LaceEgress{}},
 		"nexthops": {uint32(0), bpf.LaceNexthop{}}, "flows": {uint32(0), uint32(0)}, "fragments": {bpf.LaceFragmentKey{}, bpf.LaceFragment{}},
 		"traffic": {uint32(0), bpf.LaceCounter{}}, "refusals": {bpf.LaceRefusalKey{}, bpf.LaceCounter{}},
 		"counters": {uint32(0), bpf.LaceCounter{}}, "budgets": {bpf.LaceBudgetKey{}, bpf.LaceBudget{}},

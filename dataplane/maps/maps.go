@@ -17,7 +17,8 @@ import (
 
 // Names of the maps that outlive the agent, pinned. The others are scratch of the programs.
 var Pinned = []string{
-	"generation", "node_config", "heartbeat", "ports", "endpoints", "fdb", "groups", "members", "learned", "networks", "blocks", "peerings", "peers", "nexthops",
+	"generation", "node_config", "heartbeat", "ports", "endpoints", "fdb", "groups", "members", "learned", "networks", "blocks", "peerings", "externals", "published",
+	"this_host", "addresses", "egresses", "peers", "nexthops",
 	"flows", "fragments", "traffic", "refusals", "counters", "budgets", "events",
 }
 
@@ -32,11 +33,16 @@ type Maps struct {
 	Networks  Table[uint32, bpf.LaceNetwork] // by scope
 	Blocks    Table[bpf.LaceBlockKey, bpf.LaceBlock]
 	Peerings  Table[bpf.LacePeeringKey, bpf.LacePeering]
+	Externals Table[bpf.LaceExternalKey, bpf.LaceExternal]
+	Published Table[bpf.LacePublicationKey, bpf.LacePublication]
 	Peers     Table[bpf.LacePeerKey, bpf.LacePeer]
 
 	generation *ebpf.Map
 	config     *ebpf.Map
 	heartbeat  *ebpf.Map
+	host       Table[uint32, bpf.LaceHost]
+	addresses  Table[bpf.LaceAddr, uint32]   // interfaces by address
+	egresses   Table[uint32, bpf.LaceEgress] // by interface
 	nexthops   Table[uint32, bpf.LaceNexthop]
 	learned    *ebpf.Map
 	flows      *ebpf.Map // the outer one
@@ -63,10 +69,15 @@ func New(m map[string]*ebpf.Map) (*Maps, error) {
 		Networks:   Table[uint32, bpf.LaceNetwork]{"networks", m["networks"]},
 		Blocks:     Table[bpf.LaceBlockKey, bpf.LaceBlock]{"blocks", m["blocks"]},
 		Peerings:   Table[bpf.LacePeeringKey, bpf.LacePeering]{"peerings", m["peerings"]},
+		Externals:  Table[bpf.LaceExternalKey, bpf.LaceExternal]{"externals", m["externals"]},
+		Published:  Table[bpf.LacePublicationKey, bpf.LacePublication]{"published", m["published"]},
 		Peers:      Table[bpf.LacePeerKey, bpf.LacePeer]{"peers", m["peers"]},
 		generation: m["generation"],
 		config:     m["node_config"],
 		heartbeat:  m["heartbeat"],
+		host:       Table[uint32, bpf.LaceHost]{"this_host", m["this_host"]},
+		addresses:  Table[bpf.LaceAddr, uint32]{"addresses", m["addresses"]},
+		egresses:   Table[uint32, bpf.LaceEgress]{"egresses", m["egresses"]},
 		nexthops:   Table[uint32, bpf.LaceNexthop]{"nexthops", m["nexthops"]},
 		learned:    m["learned"],
 		flows:      m["flows"],

@@ -54,6 +54,9 @@ func (w *wanted) networks() []topology.NetworkID {
 	for _, n := range w.plan.Foreign {
 		ids = append(ids, n.ID)
 	}
+	for _, n := range w.plan.Externals {
+		ids = append(ids, n.ID)
+	}
 	slices.Sort(ids)
 	return slices.Compact(ids)
 }

