@@ -22,6 +22,7 @@ type applier struct {
 	o     Options
 	keep  bool                    // nothing is removed
 	links map[string]netlink.Link // as they were at the start, and those made since
+	stack netlink.Link            // lc-host, once it is as it should be
 }
 
 // ensureLink returns the link of ours with want's name, kind and, for a VRF, table. It makes it
@@ -207,6 +208,9 @@ func headroomName(n *plan.Network) string { return fmt.Sprintf("lacer%d", n.ID) 
 func (a *applier) removeStale(p *plan.Plan) error {
 	wanted := map[string]bool{}
 	wanted[segmenterNear], wanted[segmenterFar] = needsSegmenter(p), needsSegmenter(p)
+	loErr := a.leaveHost(p)
+	keep := needsHostPair(p) || loErr != nil // else what lo was like is forgotten
+	wanted[plan.HostSide], wanted[plan.HostPeer] = keep, keep
 	for i := range p.Networks {
 		n := &p.Networks[i]
 		wanted[n.Bridge], wanted[headroomName(n)] = true, true
@@ -221,16 +225,16 @@ func (a *applier) removeStale(p *plan.Plan) error {
 		doomed = append(doomed, l)
 	}
 	if len(doomed) == 0 {
-		return nil
+		return loErr
 	}
 	if err := a.host.removeLinks(doomed, a.links); err != nil {
-		return err
+		return errors.Join(loErr, err)
 	}
 	for _, l := range doomed {
 		a.done(l.Type()+" "+l.Attrs().Name, "remove")
 		delete(a.links, l.Attrs().Name)
 	}
-	return nil
+	return loErr
 }
 
 // vrfSupport is the scratch VRF of ProbeVRF; its table is above those of all networks.

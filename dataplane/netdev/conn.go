@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -78,6 +79,23 @@ func (c *conn) request(kind, flags int, parts ...nl.NetlinkRequestData) *nl.Netl
 // sysctl sets one value below /proc/sys/net, which shows the namespace of the thread that looks.
 func (c *conn) sysctl(path, value string) error {
 	return inNetns(c.ns, func() error { return os.WriteFile("/proc/sys/net/"+path, []byte(value), 0) })
+}
+
+// readSysctl reads a number below /proc/sys/net; ok is false where there is none of that name: the kernel or the device lacks what it is about.
+func (c *conn) readSysctl(path string) (value int32, ok bool, err error) {
+	var text []byte
+	err = inNetns(c.ns, func() (err error) { text, err = os.ReadFile("/proc/sys/net/" + path); return err })
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("read sysctl: %w", err)
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 32)
+	if err != nil {
+		return 0, false, fmt.Errorf("read sysctl %s: %w", path, err)
+	}
+	return int32(n), true, nil
 }
 
 // inNetns runs f on a thread in ns. A thread that cannot go back is thrown away with its goroutine.

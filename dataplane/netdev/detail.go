@@ -16,7 +16,8 @@ const (
 	inet6Conf        = 2 // IFLA_INET6_CONF: an array of 32-bit values …
 	inet6AddrGenMode = 8
 
-	confAcceptRA    = 3 // … in which these have these places (DEVCONF_*)
+	confForwarding  = 0 // … in which these have these places (DEVCONF_*)
+	confAcceptRA    = 3
 	confDisableIPv6 = 26
 	confAcceptDAD   = 27
 )

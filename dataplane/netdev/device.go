@@ -87,6 +87,14 @@ func (d *device) up() error {
 	return d.set("set up", func() error { return d.LinkSetUp(d.Link) })
 }
 
+// noARP: whoever is meant, the frame goes to the one other end.
+func (d *device) noARP() error {
+	if d.Attrs().RawFlags&unix.IFF_NOARP != 0 {
+		return nil
+	}
+	return d.set("set arp off", func() error { return d.LinkSetARPOff(d.Link) })
+}
+
 // master puts the link below another one, nil takes it out.
 func (d *device) master(want netlink.Link) error {
 	if want == nil && d.Attrs().MasterIndex == 0 {
@@ -128,6 +136,16 @@ func (d *device) inet6(place int, name string, want int32) error {
 	}
 	path := fmt.Sprintf("ipv6/conf/%s/%s", d.Attrs().Name, name)
 	return d.set(fmt.Sprintf("set %s %d", name, want), func() error { return d.sysctl(path, fmt.Sprint(want)) })
+}
+
+// inet4 sets one of the device's net.ipv4.conf values where the kernel has it.
+func (d *device) inet4(name string, want int32) error {
+	path := fmt.Sprintf("ipv4/conf/%s/%s", d.Attrs().Name, name)
+	have, ok, err := d.readSysctl(path)
+	if err != nil || !ok || have == want {
+		return err
+	}
+	return d.set(fmt.Sprintf("set IPv4 %s %d", name, want), func() error { return d.sysctl(path, fmt.Sprint(want)) })
 }
 
 func (d *device) noIPv6() error { return d.inet6(confDisableIPv6, "disable_ipv6", 1) }

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -25,6 +26,9 @@ type Handle struct {
 	host *conn
 	log  *slog.Logger
 	mu   sync.Mutex // serialises every read–compare–apply
+
+	loopback loopbackWas  // as Localhost found it: lc-host's alias says so too, but somebody may remove lc-host
+	stack    atomic.Int64 // index of lc-host, for Watch
 
 	gatewaysMu sync.Mutex
 	gateways   map[neighbourKey]neighbour // as Nexthops last reported them: Watch compares
@@ -96,7 +100,7 @@ func list[T any](dump func() ([]T, error)) ([]T, error) {
 	return nil, fmt.Errorf("the table changed under each of %d reads: %w", dumpTries, netlink.ErrDumpInterrupted)
 }
 
-// Apply makes the plan's VRFs, bridges, gateways, segmenter and locator routes true and removes those of
+// Apply makes the plan's VRFs, bridges, gateways, segmenter, lc-host, host and locator routes true and removes those of
 // ours that it does not have. It does all it can: what failed is in the error, what changed in the list.
 // Containers' ports are made and removed elsewhere (CreatePort, DeletePort), but for half-made ones that a crash left; those of
 // the plan are put back into their bridge where they are not.
@@ -123,6 +127,9 @@ func (h *Handle) apply(p *plan.Plan, o Options, keep bool) ([]Change, error) {
 	}
 	if needsSegmenter(p) {
 		errs = append(errs, a.segmenter())
+	}
+	if needsHostPair(p) {
+		errs = append(errs, a.hostPair(p))
 	}
 	errs = append(errs, a.ports(p))
 	if !keep {

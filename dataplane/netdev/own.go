@@ -26,6 +26,7 @@ const (
 	networkAlias   = "lace network="
 	portAlias      = "lace port="
 	segmenterAlias = "lace segmenter"
+	hostAlias      = "lace host" // that of lc-host goes on with what Localhost changed
 )
 
 // role is what a link of ours is for, told by its name.
@@ -38,6 +39,7 @@ const (
 	roleHeadroom
 	rolePort
 	roleSegmenter
+	roleHost
 )
 
 // names holds, per role, the form of the name, the kernel's kind of link and the start of the alias.
@@ -51,6 +53,7 @@ var names = map[role]struct {
 	roleHeadroom:  {regexp.MustCompile(`^lacer[0-9]{1,8}$`), "vxlan", networkAlias},
 	rolePort:      {regexp.MustCompile(`^lace[0-9a-f]{11}$`), "veth", portAlias},
 	roleSegmenter: {regexp.MustCompile(`^laces[01]$`), "veth", segmenterAlias},
+	roleHost:      {regexp.MustCompile(`^lc-host(-peer)?$`), "veth", hostAlias},
 }
 
 func roleOf(name string) role {

@@ -9,10 +9,12 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/lace-net/lace/dataplane/plan"
 )
 
-// Remove takes every object of ours away: ports, bridges, VRFs, the segmenter, routes, kept neighbours and rules. Devices that
-// were given by name are released.
+// Remove takes every object of ours away: ports, bridges, VRFs, the segmenter, lc-host, routes, kept neighbours and rules. Devices that
+// were given by name are released, and lo is given back as Localhost found it.
 // It goes on past failures and returns them all.
 //
 // One trace stays where VRFs were used: the kernel's rule 1000, "from all lookup
@@ -31,7 +33,7 @@ func (h *Handle) removeLinks() error {
 		return err
 	}
 	var doomed []netlink.Link
-	var errs []error
+	errs := []error{h.giveBackLoopback(h.recorder(), links[plan.HostSide])}
 	for _, name := range slices.Sorted(maps.Keys(links)) {
 		l := links[name]
 		if owned(l) {

@@ -29,6 +29,7 @@ type route struct {
 	kind   int // unix.RTN_UNICAST, unix.RTN_UNREACHABLE
 	dev    int // of a unicast route
 	gw     netip.Addr
+	src    netip.Addr    // that the host has for packets of its own
 	scope  netlink.Scope // IPv4
 	metric int
 }
@@ -39,6 +40,8 @@ func (r route) String() string {
 		return fmt.Sprintf("unreachable %s table %d", r.dst, r.table)
 	case r.gw.IsValid():
 		return fmt.Sprintf("%s via %s dev %d table %d", r.dst, r.gw, r.dev, r.table)
+	case r.src.IsValid():
+		return fmt.Sprintf("%s dev %d src %s table %d", r.dst, r.dev, r.src, r.table)
 	}
 	return fmt.Sprintf("%s dev %d table %d", r.dst, r.dev, r.table)
 }
@@ -57,6 +60,9 @@ func (r route) netlink() *netlink.Route {
 		n.Gw = r.gw.AsSlice()
 		n.Flags = int(netlink.FLAG_ONLINK) // a route of ours to the gateway must not be asked whether it is there
 	}
+	if r.src.IsValid() {
+		n.Src = r.src.AsSlice()
+	}
 	return n
 }
 
@@ -71,6 +77,9 @@ func fromNetlink(n netlink.Route) route {
 	}
 	if a, ok := netip.AddrFromSlice(gw); ok {
 		r.gw = a.Unmap()
+	}
+	if a, ok := netip.AddrFromSlice(n.Src); ok {
+		r.src = a.Unmap()
 	}
 	if r.kind != unix.RTN_UNICAST {
 		r.dev = 0 // the kernel shows lo
@@ -115,8 +124,9 @@ func (c *conn) mainRoutes(family int) ([]netlink.Route, error) {
 // routes makes the routes of ours exactly those of the plan, or at least those.
 func (a *applier) routes(p *plan.Plan) error {
 	locators, err := a.locatorRoutes(p)
-	errs := []error{err}
-	want := append(locators, vrfDefaults(p, a.o.VRF)...)
+	hosts, hostErr := a.hostRoutes(p)
+	errs := []error{err, hostErr}
+	want := slices.Concat(locators, hosts, vrfDefaults(p, a.o.VRF))
 	sync := a.host.syncRoutes
 	if a.keep {
 		sync = a.host.setRoutes
@@ -169,26 +179,34 @@ func (a *applier) locatorRoutes(p *plan.Plan) ([]route, error) {
 			rs = append(rs, route{dst: dst, table: unix.RT_TABLE_MAIN, kind: unix.RTN_UNICAST, dev: hop.dev.Attrs().Index, gw: hop.gateway, metric: defaultMetric6})
 		}
 	}
-	rs, foreignErr := withoutForeign(rs, main, locators)
+	rs, foreignErr := withoutForeign(rs, main, "locator", locators)
 	return rs, errors.Join(append(errs, foreignErr)...)
 }
 
-// withoutForeign drops the routes to prefixes that somebody else has routed already.
-func withoutForeign(rs []route, main []netlink.Route, locators []netip.Prefix) ([]route, error) {
+// withoutForeign drops the routes to those prefixes, each a what, that somebody else has routed already.
+func withoutForeign(rs []route, main []netlink.Route, what string, prefixes []netip.Prefix) ([]route, error) {
 	var errs []error
 	for _, m := range main {
 		dst, _ := prefix(m.Dst)
-		if m.Protocol == protocol || !slices.Contains(locators, dst) {
+		if m.Protocol == protocol || !slices.Contains(prefixes, dst) {
 			continue
 		}
 		errs = append(errs, &ForeignError{
-			Object: fmt.Sprintf("route to locator %s", dst),
+			Object: fmt.Sprintf("route to %s %s", what, dst),
 			Why:    fmt.Sprintf("one of protocol %s (%s)", m.Protocol, fromNetlink(m)),
-			Fix:    fmt.Sprintf("remove it (ip -6 route del %s) or take it out of what announces it", dst),
+			Fix:    fmt.Sprintf("remove it (ip -%s route del %s) or take it out of what announces it", family(dst), dst),
 		})
 		rs = slices.DeleteFunc(rs, func(r route) bool { return r.dst == dst && r.table == unix.RT_TABLE_MAIN })
 	}
 	return rs, errors.Join(errs...)
+}
+
+// family is the option of ip that names a prefix's.
+func family(p netip.Prefix) string {
+	if p.Addr().Is4() {
+		return "4"
+	}
+	return "6"
 }
 
 // syncRoutes makes the routes with our protocol, of one family and device, exactly those wanted.

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/safchain/ethtool"
-	"github.com/vishvananda/netlink"
 
 	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/topology"
@@ -30,41 +29,16 @@ func needsSegmenter(p *plan.Plan) bool {
 // Segmenter gives the indexes of the pair that cuts large frames: they are sent out of near, and arrive at far in pieces.
 // Both are 0 while no plan with an L2 network is applied.
 func (h *Handle) Segmenter() (near, far int, err error) {
-	l, err := h.host.link(segmenterNear)
-	if l == nil || err != nil || !owned(l) {
+	n, f, err := h.host.pair(segmenterNear, segmenterFar)
+	if n == nil || err != nil {
 		return 0, 0, err
 	}
-	peer, err := h.host.link(segmenterFar)
-	if peer == nil || err != nil || !pair(l, peer) {
-		return 0, 0, err
-	}
-	return l.Attrs().Index, peer.Attrs().Index, nil
-}
-
-func pair(near, far netlink.Link) bool {
-	return near.Attrs().ParentIndex == far.Attrs().Index && far.Attrs().ParentIndex == near.Attrs().Index
+	return n.Attrs().Index, f.Attrs().Index, nil
 }
 
 // segmenter makes the pair. It holds no addresses: nothing but what the programs send there ever passes.
 func (a *applier) segmenter() error {
-	if err := a.clearFarEnd(); err != nil {
-		return err
-	}
-	at := attrs(segmenterNear)
-	at.MTU = maxMTU
-	near, err := a.ensureLink(&netlink.Veth{LinkAttrs: at, PeerName: segmenterFar}, func(l netlink.Link) bool {
-		far := a.links[segmenterFar]
-		return far != nil && pair(l, far)
-	})
-	if err != nil {
-		return err
-	}
-	l, err := a.host.LinkByName(segmenterFar)
-	if err != nil {
-		return fmt.Errorf("read veth %s after making it: %w", segmenterFar, err)
-	}
-	a.links[segmenterFar] = l
-	far, err := a.host.read(a.recorder, l)
+	near, far, err := a.pair(segmenterNear, segmenterFar)
 	if err != nil {
 		return err
 	}
@@ -72,18 +46,6 @@ func (a *applier) segmenter() error {
 		func() error { return near.segmenterEnd(cutsLater) },
 		func() error { return far.segmenterEnd(joins) },
 	)
-}
-
-// clearFarEnd sees to it that nothing has the far end's name but the far end.
-func (a *applier) clearFarEnd() error {
-	far, near := a.links[segmenterFar], a.links[segmenterNear]
-	if far == nil || near != nil && owned(near) && pair(near, far) {
-		return nil
-	}
-	if !owned(far) {
-		return foreign(far)
-	}
-	return a.remove(far)
 }
 
 func (d *device) segmenterEnd(unwanted func(feature string) bool) error {

@@ -82,7 +82,7 @@ func (s *PortSpec) routes(dev int) []route {
 	var rs []route
 	for _, f := range []struct{ addr, gw netip.Addr }{{s.V4, s.Gateway4}, {s.V6, s.Gateway6}} {
 		if s.Type == topology.L3 && f.addr.IsValid() {
-			rs = append(rs, onLink(f.gw, dev))
+			rs = append(rs, onLink(netip.PrefixFrom(f.gw, f.gw.BitLen()), dev))
 		}
 	}
 	for _, dst := range s.Routes {
@@ -95,9 +95,10 @@ func (s *PortSpec) routes(dev int) []route {
 	return rs
 }
 
-func onLink(gw netip.Addr, dev int) route {
-	r := route{dst: netip.PrefixFrom(gw, gw.BitLen()), table: unix.RT_TABLE_MAIN, kind: unix.RTN_UNICAST, dev: dev}
-	if gw.Is6() {
+// onLink is a route of the main table to what is reached by the device itself.
+func onLink(dst netip.Prefix, dev int) route {
+	r := route{dst: dst, table: unix.RT_TABLE_MAIN, kind: unix.RTN_UNICAST, dev: dev}
+	if dst.Addr().Is6() {
 		r.metric = defaultMetric6
 	} else {
 		r.scope = netlink.SCOPE_LINK

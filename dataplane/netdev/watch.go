@@ -21,8 +21,9 @@ const (
 	watchRetry = time.Second            // before a broken subscription is made anew
 )
 
-// Watch calls changed, one call at a time and coalesced, when the uplinks or next hops may have
-// become others: links (not our own), addresses, routes (not our own), and the gateways of the last Nexthops. It also calls
+// Watch calls changed, one call at a time and coalesced, when the uplinks, next hops, egresses or the host's addresses may have
+// become others: links (not our own), addresses, routes and rules (not our own), and the gateways of the last Nexthops. It also calls
+// when somebody else forbids lc-host to forward, as who changes the setting of all interfaces does, and
 // once when it has begun to listen, and when it may have missed something. It returns when ctx ends, or when it cannot subscribe at all.
 func (h *Handle) Watch(ctx context.Context, changed func()) error {
 	s, err := h.subscribe()
@@ -50,7 +51,9 @@ func (h *Handle) Watch(ctx context.Context, changed func()) error {
 }
 
 var watchGroups = []uint{
-	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE,
+	unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
 }
 
 func (h *Handle) subscribe() (s *nl.NetlinkSocket, err error) {
@@ -140,7 +143,7 @@ func settle(ctx context.Context, dirty <-chan struct{}) {
 	}
 }
 
-// matters tells the notices that uplinks or next hops may depend on from the many that a busy
+// matters tells the notices that something to the outside may depend on from the many that a busy
 // host makes. One that cannot be read matters.
 func (h *Handle) matters(m *syscall.NetlinkMessage) bool {
 	switch m.Header.Type {
@@ -152,6 +155,10 @@ func (h *Handle) matters(m *syscall.NetlinkMessage) bool {
 		return h.neighbourMatters(m.Header.Type, m.Data)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		return true
+	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+		return ruleMatters(m.Data)
+	case unix.RTM_NEWNETCONF:
+		return h.settingMatters(m.Data)
 	}
 	return false
 }
@@ -172,6 +179,34 @@ func routeMatters(b []byte) bool {
 	}
 	table, proto, flags := b[4], b[5], binary.NativeEndian.Uint32(b[8:])
 	return proto != protocol && table != unix.RT_TABLE_LOCAL && flags&unix.RTM_F_CLONED == 0
+}
+
+// ruleMatters leaves out our own rules.
+func ruleMatters(b []byte) bool {
+	if len(b) < ruleHeader {
+		return true
+	}
+	at, err := parseAttributes(b[ruleHeader:])
+	proto, _ := at.number(fraProtocol)
+	return err != nil || proto != protocol
+}
+
+// Of linux/netconf.h: a netconfmsg is one byte, the family, and its padding.
+const (
+	netconfHeader     = 4
+	netconfIfindex    = 1
+	netconfForwarding = 2
+)
+
+// settingMatters is true where lc-host does not forward any more.
+func (h *Handle) settingMatters(b []byte) bool {
+	if len(b) < netconfHeader {
+		return true
+	}
+	at, err := parseAttributes(b[netconfHeader:])
+	index, _ := at.number(netconfIfindex)
+	forwarding, told := at.number(netconfForwarding)
+	return err != nil || told && forwarding == 0 && int64(index) == h.stack.Load()
 }
 
 // neighbourMatters is true where a gateway's MAC became known, another or unknown since Nexthops

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netdev
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/lace-net/lace/dataplane/plan"
+)
+
+// withHost has hosts talk with the subnets of testPlan's network.
+func withHost(p *plan.Plan) *plan.Plan {
+	p.HostRoutes = prefixes("10.40.0.0/16", "fd40::/32")
+	return p
+}
+
+// withExternal gives the plan a network outside.
+func withExternal(p *plan.Plan) *plan.Plan {
+	p.Externals = []plan.External{{Name: "internet", ID: 0xe00001, Prefixes: prefixes("0.0.0.0/0", "::/0")}}
+	return p
+}
+
+const (
+	nodeV4 = "192.0.2.1"
+	nodeV6 = "fd00:a::1"
+)
+
+// hostNode is a node with an uplink that has an address of each family, and an IPv4 default route.
+func hostNode(t *testing.T) (*Handle, *conn, netlink.Link) {
+	t.Helper()
+	h, c, u0, _ := underlay(t)
+	addAddress(t, c, u0, nodeV4+"/24")
+	addRoute(t, c, "0.0.0.0/0", "192.0.2.254", u0)
+	return h, c, u0
+}
+
+func sysctlIs(t *testing.T, c *conn, want map[string]int32) {
+	t.Helper()
+	for path, value := range want {
+		have, ok, err := c.readSysctl(path)
+		if err != nil || !ok || have != value {
+			t.Errorf("%s is %d (%v, %v), want %d", path, have, ok, err, value)
+		}
+	}
+}
+
+// The pair comes with the first network that hosts may talk with, or the first outside, and goes with the last.
+func TestHostPairLivesWithWhatNeedsIt(t *testing.T) {
+	for name, needing := range map[string]*plan.Plan{"host routes": withHost(testPlan()), "external network": withExternal(testPlan())} {
+		t.Run(name, func(t *testing.T) {
+			h, c, _ := hostNode(t)
+			o := Options{MTU: uplinkMTU}
+			steps := []struct {
+				name  string
+				do    func() error
+				there bool
+			}{
+				{"plan without it", func() error { return errorOf(h.Apply(testPlan(), o)) }, false},
+				{"prepared", func() error { return errorOf(h.Prepare(needing, o)) }, true},
+				{"applied", func() error { return errorOf(h.Apply(needing, o)) }, true},
+				{"kept", func() error { return errorOf(h.Prepare(testPlan(), o)) }, true},
+				{"dropped", func() error { return errorOf(h.Apply(testPlan(), o)) }, false},
+				{"applied again", func() error { return errorOf(h.Apply(needing, o)) }, true},
+				{"uninstalled", h.Remove, false},
+			}
+			for _, s := range steps {
+				must(t, s.do())
+				if !s.there {
+					wantNoHostPair(t, h, c)
+					continue
+				}
+				wantHostPair(t, h, c)
+				changes, err := h.Prepare(needing, o)
+				noChanges(t, changes, err)
+			}
+		})
+	}
+}
+
+func wantNoHostPair(t *testing.T, h *Handle, c *conn) {
+	t.Helper()
+	s, err := h.HostSide(testPlan())
+	must(t, err)
+	if s.Stack != 0 || s.Peer != 0 || s.MAC != (plan.MAC{}) || s.Loopback != 1 {
+		t.Errorf("HostSide() = %+v", s)
+	}
+	noLink(t, c, plan.HostSide)
+	noLink(t, c, plan.HostPeer)
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		ours, err := c.ownRoutes(family, anyDevice)
+		must(t, err)
+		for _, r := range ours {
+			if r.Type == unix.RTN_UNICAST {
+				t.Errorf("route %v is left", r)
+			}
+		}
+	}
+}
+
+func wantHostPair(t *testing.T, h *Handle, c *conn) {
+	t.Helper()
+	s, err := h.HostSide(testPlan())
+	must(t, err)
+	if want := netip.MustParseAddr(nodeV4); s.V4 != want || s.V6 != netip.MustParseAddr(nodeV6) || s.Loopback != 1 {
+		t.Errorf("HostSide() = %+v", s)
+	}
+	for name, index := range map[string]int{plan.HostSide: s.Stack, plan.HostPeer: s.Peer} {
+		l := mustLink(t, c, name)
+		a := l.Attrs()
+		if a.Index != index || a.Alias != "lace host" || a.MTU != podMTU || a.Flags&net.FlagUp == 0 || a.RawFlags&unix.IFF_NOARP == 0 || a.MasterIndex != 0 {
+			t.Errorf("%s is %+v", name, a)
+		}
+		if addresses := interfaceAddresses(t, c, name, netlink.FAMILY_ALL); len(addresses) > 0 {
+			t.Errorf("%s has addresses %v", name, addresses)
+		}
+		d, err := c.detail(index)
+		must(t, err)
+		if mode, _ := d.inet6.number(inet6AddrGenMode); mode != addrGenNone {
+			t.Errorf("addrgenmode of %s is %d", name, mode)
+		}
+	}
+	if mac := macOf(mustLink(t, c, plan.HostSide)); s.MAC != mac || mac != hostSideMAC {
+		t.Errorf("the MAC address is %s, HostSide says %s", mac, s.MAC)
+	}
+	sysctlIs(t, c, map[string]int32{
+		"ipv4/conf/lc-host/forwarding": 1, "ipv6/conf/lc-host/forwarding": 1, "ipv6/conf/lc-host/accept_ra": 0, "ipv6/conf/lc-host/disable_ipv6": 0,
+		"ipv6/conf/lc-host-peer/disable_ipv6": 1,
+	})
+}
+
+func TestHostRoutes(t *testing.T) {
+	h, c, _ := hostNode(t)
+	p := withHost(testPlan())
+	must(t, errorOf(h.Apply(p, Options{MTU: uplinkMTU})))
+	wantSource(t, c, "10.40.2.3", nodeV4)
+	wantSource(t, c, "fd40:0:2::3", nodeV6)
+	p.HostRoutes = p.HostRoutes[1:]
+	must(t, errorOf(h.Apply(p, Options{MTU: uplinkMTU})))
+	if rs, err := c.RouteGet(netip.MustParseAddr("10.40.2.3").AsSlice()); err == nil && rs[0].LinkIndex == mustLink(t, c, plan.HostSide).Attrs().Index {
+		t.Errorf("the route that the plan dropped is there: %v", rs)
+	}
+	wantSource(t, c, "fd40:0:2::3", nodeV6)
+}
+
+// wantSource asks the kernel as whom, and by lc-host, the host talks with an address; "" is nobody in particular.
+func wantSource(t *testing.T, c *conn, to, source string) {
+	t.Helper()
+	rs, err := c.RouteGet(netip.MustParseAddr(to).AsSlice())
+	must(t, err)
+	if r := fromNetlink(rs[0]); r.dev != mustLink(t, c, plan.HostSide).Attrs().Index || r.src.String() != source {
+		t.Errorf("the host goes to %s by interface %d as %s, want lc-host and %s", to, r.dev, r.src, source)
+	}
+}
