@@ -211,11 +211,8 @@ func (p Publish) expand(node, container string) ([]Publish, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch n, m := from.size(), to.size(); {
-	case n != m:
+	if n, m := from.size(), to.size(); n != m {
 		return nil, fmt.Errorf("has ports of the node and of the container in different number, %d and %d; give ranges of one length", n, m)
-	case n > maxPublished:
-		return nil, tooManyPublished(n)
 	}
 	all := make([]Publish, from.size())
 	for i := range all {

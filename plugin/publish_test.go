@@ -191,9 +191,11 @@ func TestPublishedPortsHaveRoom(t *testing.T) {
 	for port := range maxPublished {
 		list = append(list, fmt.Sprintf("%d:%d/udp", 60000+port, 60000+port))
 	}
-	r, _, err := ParseLabels(labelMap{LabelNetwork: "a", LabelPublish: strings.Join(list, ",")}, nil)
-	if err != nil || len(r.Interfaces[0].Publish) != maxPublished {
-		t.Errorf("%d bytes: %+v, error %v", len(strings.Join(list, ",")), r, err)
+	for _, key := range []string{LabelPublish, "lace.net.a.publish"} {
+		r, _, err := ParseLabels(labelMap{LabelNetwork: "a", key: strings.Join(list, ",")}, nil)
+		if err != nil || len(r.Interfaces[0].Publish) != maxPublished {
+			t.Errorf("%s: %+v, error %v", key, r, err)
+		}
 	}
 }
 
