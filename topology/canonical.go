@@ -25,8 +25,9 @@ func (t *Topology) Canonical() string {
 		e.canonical(&w)
 	}
 	for _, p := range t.Peerings {
-		fmt.Fprintf(&w, "\n[[peering]]\nfrom = %q\nto = %q\n", p.From, p.To)
+		p.canonical(&w)
 	}
+	fmt.Fprintf(&w, "\n[masquerade]\nports = %q\n", t.Masquerade)
 	t.Conntrack.canonical(&w)
 	return w.String()
 }
@@ -72,9 +73,26 @@ func assign(key, value string) string {
 	return key + " = " + strconv.Quote(value)
 }
 
+// canonical writes how packets leave only where that was written: the other peerings have no such keys.
+func (p Peering) canonical(w *strings.Builder) {
+	fmt.Fprintf(w, "\n[[peering]]\nfrom = %q\nto = %q\n", p.From, p.To)
+	if p.Masquerade {
+		fmt.Fprintf(w, "masquerade = true\n")
+	}
+	if p.Egress != "" {
+		fmt.Fprintf(w, "egress = %q\n", p.Egress)
+	}
+}
+
 func (n *Network) canonical(w *strings.Builder) {
+	fmt.Fprintf(w, "\n[%s]\ntype = %q\nid = %d\n", networkKey(n.Name), n.Type, n.ID)
+	if n.Type == External {
+		fmt.Fprintf(w, "prefixes = %s\n", quoted(n.Prefixes))
+		canonicalLabels(w, n.Labels)
+		return
+	}
 	words := n.words()
-	fmt.Fprintf(w, "\n[%s]\ntype = %q\nid = %d\nsubnets = %s\n", networkKey(n.Name), n.Type, n.ID, quoted(n.Subnets))
+	fmt.Fprintf(w, "subnets = %s\nhost = %t\n", quoted(n.Subnets), n.Host)
 	for _, f := range []Family{V4, V6} {
 		if bits := n.blockBits(f); bits != 0 {
 			fmt.Fprintf(w, "%s.%s = %d\n", words.size, f.key(), bits)

@@ -91,6 +91,8 @@ func (d *declarer) network(endpoint, name string) *Network {
 	switch {
 	case !known && d.lines.Has(key):
 		d.unknownName(key, "network", name, maps.Keys(d.byNetwork))
+	case known && n.Type == External:
+		d.complain(key, "name an L2 network", "%s is an external network", name)
 	case known && n.Type == L3:
 		d.complain(key, "name an L2 network: in an L3 network every address belongs to a node's block", "%s is an L3 network", name)
 	case known && n.Type == L2:

@@ -109,6 +109,7 @@ func (n *Network) Reserved(a netip.Addr) (why string, is bool) {
 // segment takes over what only an L2 network has.
 func (b *builder) segment(n *Network, raw rawNetwork) {
 	b.gateways(n, raw.Gateway)
+	b.gatewaysForHosts(n)
 	n.DHCP, n.Flood = raw.DHCP, raw.Flood == nil || *raw.Flood
 	b.floodRate(n, raw.FloodRate)
 	if n.DHCP && !n.Flood {
@@ -138,13 +139,16 @@ func (b *builder) floodRate(n *Network, given *int64) {
 // otherKeys refuses keys that only networks of another type have.
 func (b *builder) otherKeys(n *Network) {
 	other := map[NetworkType]map[string]string{
-		L2: {"block-size": "write pool-size", "blocks": "write pools"},
-		L3: {"pool-size": "write block-size", "pools": "write blocks",
+		L2: {"block-size": "write pool-size", "blocks": "write pools", "prefixes": "write subnets"},
+		L3: {"pool-size": "write block-size", "pools": "write blocks", "prefixes": "write subnets",
 			"gateway": "leave it out: the first address of each node's block is its gateway", "dhcp": "leave it out", "flood": "leave it out", "flood-rate": "leave it out"},
+		External: {"subnets": "write prefixes", "block-size": "leave it out", "blocks": "leave it out", "pool-size": "leave it out", "pools": "leave it out",
+			"gateway": "leave it out: the hosts' own routes lead there", "dhcp": "leave it out", "flood": "leave it out", "flood-rate": "leave it out",
+			"host": "leave it out: peerings say who reaches the hosts' own addresses"},
 	}[n.Type]
 	for _, name := range sortedKeys(other) {
 		if key := networkKey(n.Name, name); b.lines.Has(key) {
-			b.fail(key, other[name], "an %s network has none", strings.ToUpper(n.Type.String()))
+			b.fail(key, other[name], "an %s network has none", n.Type.word())
 		}
 	}
 }
@@ -176,6 +180,16 @@ func (b *builder) gateways(n *Network, raw []hostAddr) {
 	for i, a := range raw {
 		if a.IsValid() {
 			b.gateway(n, indexKey(networkKey(n.Name, "gateway"), i), a.Addr)
+		}
+	}
+}
+
+// gatewaysForHosts refuses a network that hosts reach where its containers have no way to answer.
+func (b *builder) gatewaysForHosts(n *Network) {
+	for _, f := range []Family{V4, V6} {
+		if subnet := n.Subnet(f); n.Host && subnet.IsValid() && !n.Gateway(f).IsValid() {
+			b.fail(networkKey(n.Name, "host"), fmt.Sprintf("add %q to gateway, or leave host out", subnet.Addr().Next()),
+				"there is no %s gateway by which containers could answer hosts", f)
 		}
 	}
 }

@@ -261,7 +261,7 @@ var l2Errors = []errorCase{
 	{"L3 with pools", base + "pool-size.v4 = 24\npools = {}", "t.toml:14: network.backend.pool-size: an L3 network has none; write block-size\nt.toml:15: network.backend.pools: an L3 network has none; write blocks"},
 	{"L3 with gateway", base + "gateway = ['10.40.0.1']", `t.toml:14: network.backend.gateway: an L3 network has none; leave it out: the first address of each node's block is its gateway`},
 	{"L3 with the rest", base + "dhcp = false\nflood = true\nflood-rate = 7", "t.toml:14: network.backend.dhcp: an L3 network has none; leave it out\nt.toml:15: network.backend.flood: an L3 network has none; leave it out\nt.toml:16: network.backend.flood-rate: an L3 network has none; leave it out"},
-	{"no type", changeOf(segment, 11, "") + "pools = {}", `t.toml:10: network.storage.type: is missing; add type = "l3" or type = "l2"`},
+	{"no type", changeOf(segment, 11, "") + "pools = {}", `t.toml:10: network.storage.type: is missing; add type = "l3", type = "l2" or type = "external"`},
 
 	// subnets
 	{"second subnet", changeOf(segment, 13, "subnets = ['10.50.0.0/24',\n'10.51.0.0/24']"), `t.toml:14: network.storage.subnets[1]: 10.51.0.0/24 is a second IPv4 subnet; the first is 10.50.0.0/24; leave one out: an L2 network is one segment`},

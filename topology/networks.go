@@ -7,33 +7,72 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"reflect"
 	"slices"
 )
 
 func networkKey(name string, key ...string) string { return tableKey("network", name, key) }
 
-func validID(id int64) bool { return id >= 1 && id <= int64(MaxNetworkID) }
+func validID(id int64) bool { return id >= 1 && id < int64(FirstReserved) }
 
 func (b *builder) network(name string, raw rawNetwork) {
 	n := &Network{
-		Name: name, Type: raw.Type, Labels: raw.Labels, Line: b.lines.Of(networkKey(name)),
+		Name: name, Type: raw.Type, Labels: raw.Labels, Host: raw.Host, Line: b.lines.Of(networkKey(name)),
 		nodes: b.byName, byNumber: b.byNumber, given: map[string]Block{}, byAddr: map[netip.Addr]Endpoint{}, hosting: map[string]bool{},
 	}
 	if !isNetworkName(name) {
 		b.fail(networkKey(name), fmt.Sprintf("a name has lower-case letters, digits and hyphens, at most %d", MaxNetworkName), "%s is no network name", shortQuote(name))
 	}
-	if id := raw.ID; id != nil && validID(*id) {
-		n.ID = NetworkID(*id)
-	} else if id != nil {
-		b.fail(networkKey(name, "id"), fmt.Sprintf("choose a number from 1 to %d", MaxNetworkID), "%d is not in the range of 24 bits without 0", *id)
-	}
+	b.id(n, raw.ID)
 	b.labels(networkKey(name, "labels"), n.Labels)
 	b.topology.Networks = append(b.topology.Networks, n)
 	b.byNetwork[name] = n
 	b.otherKeys(n)
+	if n.Type == External {
+		b.external(n, raw.Prefixes)
+		return
+	}
+	b.needs(n)
 	b.blocks(n, raw)
 	if n.Type == L2 {
 		b.segment(n, raw)
+	}
+}
+
+func (b *builder) id(n *Network, given *int64) {
+	switch {
+	case given != nil && validID(*given):
+		n.ID = NetworkID(*given)
+	case given != nil:
+		b.fail(networkKey(n.Name, "id"), fmt.Sprintf("choose a number from 1 to %d", FirstReserved-1), "%d is %s", *given, invalidID(*given))
+	case n.Type == External && !b.lines.Has(networkKey(n.Name, "id")):
+		n.ID = derivedID(n.Name)
+	}
+}
+
+func invalidID(id int64) string {
+	if id >= int64(FirstReserved) && id <= int64(MaxNetworkID) {
+		return "one of the last sixteen numbers, which stand for hosts and for what is outside"
+	}
+	return "not in the range of 24 bits without 0"
+}
+
+// needs reports what every network of containers has to have. Who wrote prefixes means them to be its subnets, or the network to be external.
+func (b *builder) needs(n *Network) {
+	outer := b.lines.Has(networkKey(n.Name, "prefixes"))
+	if n.Type != 0 || !outer {
+		b.need(n, "ID")
+	}
+	if !outer {
+		b.need(n, "Subnets")
+	}
+}
+
+// need reports a key that is missing, as the tags of its field say.
+func (b *builder) need(n *Network, field string) {
+	f, _ := reflect.TypeFor[rawNetwork]().FieldByName(field)
+	if key := networkKey(n.Name, f.Tag.Get("toml")); !b.lines.Has(key) {
+		b.fail(key, "add "+f.Tag.Get("want"), "is missing")
 	}
 }
 
@@ -78,8 +117,11 @@ func (b *builder) distinctIDs() {
 	seen := map[NetworkID]*Network{}
 	for _, n := range networks {
 		if other := seen[n.ID]; n.ID != 0 && other != nil {
-			key := networkKey(n.Name, "id")
-			b.fail(key, "choose another", "%d is the id of %s (%s) too", n.ID, other.Name, b.at(networkKey(other.Name, "id")))
+			key, which, fix := networkKey(n.Name, "id"), "", "choose another"
+			if !b.lines.Has(key) {
+				which, fix = ", which follows from the name,", "write an id"
+			}
+			b.fail(key, fix, "%d%s is the id of %s (%s) too", n.ID, which, other.Name, b.at(networkKey(other.Name, "id")))
 		}
 		seen[n.ID] = n
 	}

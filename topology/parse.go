@@ -15,13 +15,14 @@ import (
 // The file as it is written. What each value may be is said by its type and its tag.
 type (
 	rawFile struct {
-		Version   *int64                 `toml:"version,required" want:"version = 1"`
-		Underlay  rawUnderlay            `toml:"underlay,required" want:"[underlay] with a locator-block"`
-		Nodes     map[string]rawNode     `toml:"node,required" want:"a table [node.NAME] for each node"`
-		Networks  map[string]rawNetwork  `toml:"network" want:"a table [network.NAME] for each network"`
-		Endpoints map[string]rawEndpoint `toml:"endpoint" want:"a table [endpoint.NAME] for each endpoint"`
-		Peerings  []rawPeering           `toml:"peering" want:"a table [[peering]] for each peering"`
-		Conntrack rawConntrack           `toml:"conntrack" want:"[conntrack] with max and times"`
+		Version    *int64                 `toml:"version,required" want:"version = 1"`
+		Underlay   rawUnderlay            `toml:"underlay,required" want:"[underlay] with a locator-block"`
+		Nodes      map[string]rawNode     `toml:"node,required" want:"a table [node.NAME] for each node"`
+		Networks   map[string]rawNetwork  `toml:"network" want:"a table [network.NAME] for each network"`
+		Endpoints  map[string]rawEndpoint `toml:"endpoint" want:"a table [endpoint.NAME] for each endpoint"`
+		Peerings   []rawPeering           `toml:"peering" want:"a table [[peering]] for each peering"`
+		Masquerade rawMasquerade          `toml:"masquerade" want:"[masquerade] with ports"`
+		Conntrack  rawConntrack           `toml:"conntrack" want:"[conntrack] with max and times"`
 	}
 	rawUnderlay struct {
 		LocatorBlock  locatorBlock  `toml:"locator-block,required" want:"an IPv6 prefix that all locators lie in, as 5f00:1ace::/32"`
@@ -44,9 +45,9 @@ type (
 		L2 sidAddr `toml:"l2" want:"an IPv6 address in the router's locator"`
 	}
 	rawNetwork struct {
-		Type      NetworkType         `toml:"type,required" want:"type = \"l3\" or type = \"l2\""`
-		ID        *int64              `toml:"id,required" want:"a number from 1 to 16777215 that no other network has"`
-		Subnets   []subnet            `toml:"subnets,required" want:"a list of prefixes, as [\"10.40.0.0/16\", \"fd40::/48\"]"`
+		Type      NetworkType         `toml:"type,required" want:"type = \"l3\", type = \"l2\" or type = \"external\""`
+		ID        *int64              `toml:"id" want:"a number from 1 to 16777199 that no other network has"`
+		Subnets   []subnet            `toml:"subnets" want:"a list of prefixes, as [\"10.40.0.0/16\", \"fd40::/48\"]"`
 		BlockSize rawBlockSize        `toml:"block-size" want:"{ v4 = 24, v6 = 64 }"`
 		Blocks    map[string][]subnet `toml:"blocks" want:"a list of prefixes for each node, as { edge-1 = [\"10.40.7.0/24\"] }"`
 		PoolSize  rawPoolSize         `toml:"pool-size" want:"{ v4 = 28, v6 = 112 }"`
@@ -55,6 +56,8 @@ type (
 		DHCP      bool                `toml:"dhcp" want:"true or false"`
 		Flood     *bool               `toml:"flood" want:"true or false"`
 		FloodRate *int64              `toml:"flood-rate" want:"a number of frames a second from 1 to 1000000"`
+		Host      bool                `toml:"host" want:"true or false"`
+		Prefixes  []outerPrefix       `toml:"prefixes" want:"a list of prefixes, as [\"0.0.0.0/0\", \"::/0\"]"`
 		Labels    map[string]string   `toml:"labels" want:"a table of strings, as { tier = \"web\" }"`
 	}
 	rawEndpoint struct {
@@ -64,9 +67,14 @@ type (
 		Address []hostAddr `toml:"address" want:"a list of addresses, as [\"10.50.0.200\"]"`
 	}
 	rawPeering struct {
-		From          side `toml:"from,required" want:"the name of a network, or labels, as { tier = \"web\" }"`
-		To            side `toml:"to,required" want:"the name of a network, or labels, as { tier = \"web\" }"`
-		Bidirectional bool `toml:"bidirectional" want:"true or false"`
+		From          side    `toml:"from,required" want:"the name of a network, or labels, as { tier = \"web\" }"`
+		To            side    `toml:"to,required" want:"the name of a network, or labels, as { tier = \"web\" }"`
+		Bidirectional bool    `toml:"bidirectional" want:"true or false"`
+		Masquerade    bool    `toml:"masquerade" want:"true or false"`
+		Egress        *string `toml:"egress" want:"the name of the node that packets leave by, as \"edge-1\""`
+	}
+	rawMasquerade struct {
+		Ports portRange `toml:"ports" want:"a range of ports, as \"10000-32767\""`
 	}
 	rawConntrack struct {
 		Max            *int64 `toml:"max" want:"a number of flows from 1024 to 4194304"`
@@ -128,6 +136,7 @@ type builder struct {
 	byName    map[string]*Node
 	byNumber  []*Node // those whose number is known
 	byNetwork map[string]*Network
+	outer     []outer // prefixes of external networks, in the order of their lines once all are known
 }
 
 func (b *builder) fail(key, fix, format string, args ...any) {
@@ -159,7 +168,9 @@ func (b *builder) build(raw *rawFile) {
 	b.endpoints(raw.Endpoints)
 	b.allBlocks()
 	b.segments()
+	b.allPrefixes()
 	b.peerings(raw.Peerings)
+	b.topology.Masquerade = cmp.Or(raw.Masquerade.Ports.Masquerade, DefaultMasquerade())
 	b.conntrack(&raw.Conntrack)
 }
 
@@ -269,6 +280,9 @@ func (b *builder) router(n *Node, raw rawNode, networks map[string]rawNetwork) {
 		}
 	}
 	network := networks[n.Network]
+	if network.Type == External {
+		b.fail(key, "name an L3 or an L2 network", "%s is an external network, and what is out there comes by no router of the overlay", n.Network)
+	}
 	if network.Type == L3 && b.lines.Has(nodeKey(n.Name, "sid", "l2")) {
 		b.fail(nodeKey(n.Name, "sid", "l2"), "leave it out", "its network %s is an L3 network, which has no frames", n.Network)
 	}

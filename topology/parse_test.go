@@ -151,14 +151,14 @@ var errorCases = []errorCase{
 
 	// unknown keys and later features
 	{"unknown key", base + "subnet = []", `t.toml:14: network.backend.subnet: unknown key; did you mean "subnets"?`},
-	{"unknown table", base + "[[policy]]", `t.toml:14: policy: unknown key; known here: conntrack, endpoint, network, node, peering, underlay, version`},
-	{"service", base + "[service.web]", `t.toml:14: service: unknown key; known here: conntrack, endpoint, network, node, peering, underlay, version`},
-	{"external", change(11, `type = "external"`), `t.toml:11: network.backend.type: "external" is no type of network that this version has; write type = "l3" or type = "l2"`},
+	{"unknown table", base + "[[policy]]", `t.toml:14: policy: unknown key; known here: conntrack, endpoint, masquerade, network, node, peering, underlay, version`},
+	{"service", base + "[service.web]", `t.toml:14: service: unknown key; known here: conntrack, endpoint, masquerade, network, node, peering, underlay, version`},
+	{"later type", change(11, `type = "l4"`), `t.toml:11: network.backend.type: "l4" is no type of network that this version has; write type = "l3", type = "l2" or type = "external"`},
 
 	// wrong types
 	{"table for string", change(5, "underlay = {}"), `t.toml:5: node.edge-1.underlay: is a table; write the node's IPv6 address in the underlay, as fd00:a::1`},
 	{"string for list", change(13, `subnets = "10.40.0.0/16"`), `t.toml:13: network.backend.subnets: is the string "10.40.0.0/16"; write a list of prefixes, as ["10.40.0.0/16", "fd40::/48"]`},
-	{"float for id", change(12, "id = 1.5"), `t.toml:12: network.backend.id: is a float; write a number from 1 to 16777215 that no other network has`},
+	{"float for id", change(12, "id = 1.5"), `t.toml:12: network.backend.id: is a float; write a number from 1 to 16777199 that no other network has`},
 	{"string for table", "node = 'x'\n" + base[:strings.Index(base, "[node")], `t.toml:1: node: is the string "x"; write a table [node.NAME] for each node`},
 	{"date in list", change(13, "subnets = [1979-05-27]"), `t.toml:13: network.backend.subnets[0]: is a date or time; write a list`},
 	{"label", change(5, "underlay = 'fd00:a::1'\nlabels = { a = 1, b = true }"), "t.toml:6: node.edge-1.labels.a: is the integer 1; write a table of strings, as { zone = \"a\" }\nt.toml:6: node.edge-1.labels.b: is the boolean true; write a table of strings, as { zone = \"a\" }"},
@@ -203,7 +203,7 @@ var errorCases = []errorCase{
 
 	// networks
 	{"network name", change(10, "[network.Back]"), `t.toml:10: network.Back: "Back" is no network name; a name has lower-case letters, digits and hyphens, at most 32`},
-	{"id 0", change(12, "id = 0"), `t.toml:12: network.backend.id: 0 is not in the range of 24 bits without 0; choose a number from 1 to 16777215`},
+	{"id 0", change(12, "id = 0"), `t.toml:12: network.backend.id: 0 is not in the range of 24 bits without 0; choose a number from 1 to 16777199`},
 	{"id too big", change(12, "id = 16777216"), `t.toml:12: network.backend.id: 16777216 is not in the range`},
 	{"id negative", change(12, "id = -1"), `t.toml:12: network.backend.id: -1 is not in the range`},
 	{"id twice", base + "[network.b]\ntype='l3'\nid=100\nsubnets=['10.0.0.0/16']", `t.toml:16: network.b.id: 100 is the id of backend (line 12) too; choose another`},

@@ -35,9 +35,35 @@ type resolver struct {
 	networks []*Network
 	places   map[string]int
 	labelled map[string]map[string]set // key, value: the networks that have this label
-	reach    []set                     // by network: those that it may open flows to
+	reach    []set                     // by network: those that it may open flows to; of an external one also all external ones, which are never joined
 	joins    map[pair]int              // line of the first peering that joins a pair
 	named    map[pair]int              // line of the peering that has both ends by name
+	external set
+	ways     map[pair]way // of those to external networks
+	alike    map[sender]set
+}
+
+// way is how packets leave for an external network.
+type way struct {
+	masquerade bool
+	egress     string
+}
+
+func (w way) String() string {
+	words := "without masquerade"
+	if w.masquerade {
+		words = "with masquerade"
+	}
+	if w.egress != "" {
+		words += " and egress = " + w.egress
+	}
+	return words
+}
+
+// sender is a network by its place, and one of its ways: the set of them is where it leads.
+type sender struct {
+	from int
+	way
 }
 
 func (b *builder) peerings(raw []rawPeering) {
@@ -52,8 +78,10 @@ func (b *builder) peerings(raw []rawPeering) {
 		r.fail("peering", "leave some out, or split the topology", "more than %d pairs of networks", MaxPeerings)
 		return
 	}
+	r.limit("peering", r.prefixes(), MaxPeerings, "prefixes of external networks, counted for each network that is peered with them")
 	near := r.neighbours()
 	r.overlaps(near)
+	r.shadows(near)
 	r.gatewaysOfPeered(near)
 	r.tellRest()
 	r.finish()
@@ -63,7 +91,7 @@ func newResolver(b *builder) *resolver {
 	networks := b.topology.Networks
 	r := &resolver{
 		complaints: complaints{builder: b, of: "peering"}, networks: networks, places: map[string]int{}, labelled: map[string]map[string]set{},
-		joins: map[pair]int{}, named: map[pair]int{},
+		joins: map[pair]int{}, named: map[pair]int{}, external: newSet(len(networks)), ways: map[pair]way{}, alike: map[sender]set{},
 	}
 	for i, n := range networks {
 		r.places[n.Name] = i
@@ -71,6 +99,12 @@ func newResolver(b *builder) *resolver {
 		for key, value := range n.Labels {
 			r.having(key, value).add(i)
 		}
+		if n.Type == External {
+			r.external.add(i)
+		}
+	}
+	for i := range r.external.all() {
+		copy(r.reach[i], r.external) // so that none of those pairs is ever new
 	}
 	return r
 }
@@ -91,7 +125,10 @@ func (r *resolver) having(key, value string) set {
 // finish hands the pairs over, sorted by name.
 func (r *resolver) finish() {
 	for p, line := range r.joins {
-		r.topology.Peerings = append(r.topology.Peerings, Peering{From: r.networks[p.from].Name, To: r.networks[p.to].Name, Line: line})
+		w := r.ways[p]
+		r.topology.Peerings = append(r.topology.Peerings, Peering{
+			From: r.networks[p.from].Name, To: r.networks[p.to].Name, Masquerade: w.masquerade, Egress: w.egress, Line: line,
+		})
 	}
 	slices.SortFunc(r.topology.Peerings, func(x, y Peering) int {
 		return cmp.Or(strings.Compare(x.From, y.From), strings.Compare(x.To, y.To))
@@ -101,14 +138,62 @@ func (r *resolver) finish() {
 // peering adds the pairs of one table.
 func (r *resolver) peering(key string, p *rawPeering) {
 	from, to := r.side(joinKey(key, "from"), &p.From), r.side(joinKey(key, "to"), &p.To)
-	if from == nil || to == nil || r.alone(key, p, from, to) || r.again(key, p) {
+	if from == nil || to == nil {
 		return
 	}
-	line := r.lines.Of(key)
-	r.join(from, to, line)
-	if p.Bidirectional {
-		r.join(to, from, line)
+	w, ok := r.way(key, p, to)
+	if !ok || r.alone(key, p, from, to) || r.outerOnly(key, p, from, to) || r.again(key, p) {
+		return
 	}
+	r.join(key, from, to, w)
+	if p.Bidirectional {
+		r.join(key, to, from, way{})
+	}
+}
+
+// way is how packets leave where a peering leads to external networks, and says whether that is right.
+func (r *resolver) way(key string, p *rawPeering, to set) (w way, ok bool) {
+	ok = true
+	for _, name := range []string{"masquerade", "egress"} {
+		if inside, any := to.beyond(r.external); any && r.lines.Has(joinKey(key, name)) {
+			r.complain(joinKey(key, name), "leave it out, or name external networks only in to", "%s is no external network", r.networks[inside].Name)
+			ok = false
+		}
+	}
+	w.masquerade = p.Masquerade
+	if p.Egress != nil {
+		w.egress = *p.Egress
+		ok = r.egress(joinKey(key, "egress"), w.egress) && ok
+	}
+	return w, ok
+}
+
+// egress says whether packets can leave by a node.
+func (r *resolver) egress(key, name string) bool {
+	node, known := r.byName[name]
+	switch {
+	case !known:
+		r.unknownName(key, "node", name, maps.Keys(r.byName))
+	case node.Kind == KindRouter:
+		r.complain(key, "name a host", "%s is a router: Lace does not run there", name)
+	default:
+		return true
+	}
+	return false
+}
+
+// outerOnly refuses a peering that has external networks on both sides only.
+func (r *resolver) outerOnly(key string, p *rawPeering, from, to set) bool {
+	_, inside := from.beyond(r.external)
+	_, inside2 := to.beyond(r.external)
+	if inside || inside2 {
+		return false
+	}
+	if p.From.name != nil && p.To.name != nil {
+		key = joinKey(key, "to")
+	}
+	r.complain(key, "name a network of containers on one side", "joins external networks only, and what is between them is no concern of the overlay")
+	return true
 }
 
 // side is the networks that an end names or selects. It is nil where there are none, which is
@@ -207,9 +292,14 @@ func (r *resolver) again(key string, p *rawPeering) bool {
 	return false
 }
 
-// join adds all pairs of different networks that are not there yet. It stops where there are too many.
-func (r *resolver) join(from, to set, line int) {
+// join adds all pairs of different networks that are not there yet. It stops where there are too many, and where a pair is there
+// in another way.
+func (r *resolver) join(key string, from, to set, w way) {
+	line := r.lines.Of(key)
 	for i := range from.all() {
+		if r.otherwise(key, i, to, w) {
+			return
+		}
 		for j := range to.without(r.reach[i]) {
 			if i == j {
 				continue
@@ -219,8 +309,46 @@ func (r *resolver) join(from, to set, line int) {
 			}
 			r.reach[i].add(j)
 			r.joins[pair{i, j}] = line
+			r.leave(i, j, w)
 		}
 	}
+}
+
+// leave notes how packets leave one network for another, where that is external.
+func (r *resolver) leave(i, j int, w way) {
+	if !r.external.has(j) {
+		return
+	}
+	r.ways[pair{i, j}] = w
+	if r.alike[sender{i, w}] == nil {
+		r.alike[sender{i, w}] = newSet(len(r.networks))
+	}
+	r.alike[sender{i, w}].add(j)
+}
+
+// otherwise refuses a way to an external network that is not the one by which it is reached already.
+func (r *resolver) otherwise(key string, i int, to set, w way) bool {
+	if r.external.has(i) {
+		return false
+	}
+	there := slices.Clone(to)
+	there.keep(r.external)
+	there.keep(r.reach[i])
+	j, differs := there.beyond(r.alike[sender{i, w}])
+	if differs {
+		r.complain(key, "say the same in both, or leave one out", "%s to %s is there already (line %d), %s; here it is %s",
+			r.networks[i].Name, r.networks[j].Name, r.joins[pair{i, j}], r.ways[pair{i, j}], w)
+	}
+	return differs
+}
+
+// prefixes counts what the data plane has to look up for peerings with external networks.
+func (r *resolver) prefixes() int {
+	sum := 0
+	for p := range r.ways {
+		sum += len(r.networks[p.to].Prefixes)
+	}
+	return sum
 }
 
 // placed is a subnet, and where the file has it.
@@ -232,14 +360,17 @@ type placed struct {
 }
 
 // overlaps refuses overlapping subnets of two networks that meet: where they are peered, or both
-// with the same third, an address would mean two things.
+// with the same third, or where both can be addressed from outside of the overlay, an address would mean two things.
 func (r *resolver) overlaps(near []set) {
-	checked := make([]set, len(r.networks))
+	checked, inside, open := make([]set, len(r.networks)), make([]set, len(r.networks)), r.open()
 	for i := range checked {
-		checked[i] = newSet(len(r.networks))
+		checked[i], inside[i] = newSet(len(r.networks)), newSet(len(r.networks))
+		for j := range near[i].without(r.external) { // two that reach the same outside do not meet by that
+			inside[i].add(j)
+		}
 	}
 	var around []placed // what contains the subnet that is looked at
-	for _, s := range r.subnetsOfPeered(near) {
+	for _, s := range r.subnetsOfMeeting(inside, open) {
 		for len(around) > 0 && !around[len(around)-1].Overlaps(s.Prefix) {
 			around = around[:len(around)-1]
 		}
@@ -247,7 +378,7 @@ func (r *resolver) overlaps(near []set) {
 			i, j := min(a.network, s.network), max(a.network, s.network)
 			if i != j && !checked[i].has(j) {
 				checked[i].add(j)
-				r.overlap(a, s, near)
+				r.overlap(a, s, inside, open)
 			}
 		}
 		around = append(around, s)
@@ -267,28 +398,55 @@ func (r *resolver) neighbours() []set {
 	return near
 }
 
-// subnetsOfPeered is sorted so that a prefix comes before all that it contains.
-func (r *resolver) subnetsOfPeered(near []set) []placed {
+// open is the networks that hosts or external networks may open flows to.
+func (r *resolver) open() set {
+	open := newSet(len(r.networks))
+	for i, n := range r.networks {
+		if n.Host {
+			open.add(i)
+		}
+	}
+	for p := range r.joins {
+		if r.external.has(p.from) {
+			open.add(p.to)
+		}
+	}
+	return open
+}
+
+// opener says who outside of the overlay may open flows to a network, the first of them.
+func (r *resolver) opener(i int) string {
+	if n := r.networks[i]; n.Host {
+		return fmt.Sprintf("hosts (%s)", r.at(networkKey(n.Name, "host")))
+	}
+	for e := range r.external.all() {
+		if line, is := r.joins[pair{e, i}]; is {
+			return fmt.Sprintf("%s (line %d)", r.networks[e].Name, line)
+		}
+	}
+	return "nobody"
+}
+
+// subnetsOfMeeting is sorted so that a prefix comes before all that it contains.
+func (r *resolver) subnetsOfMeeting(near []set, open set) []placed {
 	var all []placed
 	for i, n := range r.networks {
 		for k, s := range n.Subnets {
-			if s.IsValid() && !near[i].empty() {
+			if s.IsValid() && (open.has(i) || !near[i].empty()) {
 				key := indexKey(networkKey(n.Name, "subnets"), k)
 				all = append(all, placed{s, i, key, r.lines.Of(key)})
 			}
 		}
 	}
-	slices.SortStableFunc(all, func(x, y placed) int {
-		return cmp.Or(x.Addr().Compare(y.Addr()), cmp.Compare(x.Bits(), y.Bits()))
-	})
+	slices.SortStableFunc(all, func(x, y placed) int { return comparePrefix(x.Prefix, y.Prefix) })
 	return all
 }
 
 // overlap reports two overlapping subnets at the later of their lines, where their networks meet.
-func (r *resolver) overlap(x, y placed, near []set) {
+func (r *resolver) overlap(x, y placed, near []set, open set) {
 	third, shared := near[x.network].common(near[y.network])
 	direct := near[x.network].has(y.network)
-	if !direct && !shared {
+	if !direct && !shared && !(open.has(x.network) && open.has(y.network)) {
 		return
 	}
 	if r.full() {
@@ -299,12 +457,40 @@ func (r *resolver) overlap(x, y placed, near []set) {
 		x, y = y, x
 	}
 	what := fmt.Sprintf("%s overlaps %s of %s (line %d)", y.Prefix, x.Prefix, r.networks[x.network].Name, x.line)
-	if direct {
+	switch {
+	case direct:
 		r.complain(y.key, "make them apart, or leave the peering out", "%s, with which it is peered (line %d)", what, r.joined(x.network, y.network))
+	case shared:
+		r.complain(y.key, "make them apart, or leave a peering out", "%s, and both are peered with %s (lines %d and %d)",
+			what, r.networks[third].Name, r.joined(x.network, third), r.joined(y.network, third))
+	default:
+		r.complain(y.key, "make them apart, or close one of them", "%s, and both are open to the outside: %s to %s, %s to %s",
+			what, r.networks[x.network].Name, r.opener(x.network), r.networks[y.network].Name, r.opener(y.network))
+	}
+}
+
+// shadows refuses a prefix of an external network that is a subnet too, where both are peered with the same network: which of the two an
+// address is in would be unclear. Of prefixes of different lengths the longer one decides.
+func (r *resolver) shadows(near []set) {
+	subnets := map[netip.Prefix][]placed{}
+	for _, s := range r.subnetsOfMeeting(near, newSet(len(r.networks))) {
+		subnets[s.Prefix] = append(subnets[s.Prefix], s)
+	}
+	for _, o := range r.outer {
+		for _, s := range subnets[o.Prefix] {
+			r.shadow(o, s, near)
+		}
+	}
+}
+
+func (r *resolver) shadow(o outer, s placed, near []set) {
+	e := r.places[o.network.Name]
+	third, shared := near[e].common(near[s.network])
+	if !shared {
 		return
 	}
-	r.complain(y.key, "make them apart, or leave a peering out", "%s, and both are peered with %s (lines %d and %d)",
-		what, r.networks[third].Name, r.joined(x.network, third), r.joined(y.network, third))
+	r.complain(o.key, "make them differ, or leave a peering out", "%s is a subnet of %s (line %d) too, and both are peered with %s (lines %d and %d)",
+		o.Prefix, r.networks[s.network].Name, s.line, r.networks[third].Name, r.joined(e, third), r.joined(s.network, third))
 }
 
 // joined is the first line that peers two networks in either direction.
@@ -332,10 +518,10 @@ func (r *resolver) gatewaysOfPeered(near []set) {
 	}
 }
 
-// meets is the first of some networks that has a subnet of the family.
+// meets is the first of some networks that has addresses of the family.
 func (r *resolver) meets(others set, f Family) (place int, ok bool) {
 	for j := range others.all() {
-		if len(r.networks[j].subnets(f)) > 0 {
+		if n := r.networks[j]; len(n.subnets(f)) > 0 || slices.ContainsFunc(n.Prefixes, func(p netip.Prefix) bool { return familyOf(p) == f }) {
 			return j, true
 		}
 	}

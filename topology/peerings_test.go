@@ -95,8 +95,8 @@ var peeringErrors = []errorCase{
 	{"list of names", nets + peering("['web']", "'db'"), `t.toml:30: peering[0].from: is an array; write the name of a network, or labels, as { tier = "web" }`},
 	{"wrong label", nets + peering("{ tier = 1 }", "'db'"), `t.toml:30: peering[0].from.tier: is the integer 1; write the name of a network, or labels, as { tier = "web" }`},
 	{"wrong flag", nets + peering("'web'", "'db'") + "bidirectional = 'yes'", `t.toml:32: peering[0].bidirectional: is the string "yes"; write true or false`},
-	{"later key", nets + peering("'web'", "'db'") + "masquerade = true", `t.toml:32: peering[0].masquerade: unknown key; known here: bidirectional, from, to`},
-	{"later key egress", nets + peering("'web'", "'db'") + "egress = 'edge-1'", `t.toml:32: peering[0].egress: unknown key; known here: bidirectional, from, to`},
+	{"masquerade inside", nets + peering("'web'", "'db'") + "masquerade = true", `t.toml:32: peering[0].masquerade: db is no external network; leave it out, or name external networks only in to`},
+	{"egress inside", nets + peering("'web'", "'db'") + "egress = 'edge-1'", `t.toml:32: peering[0].egress: db is no external network; leave it out, or name external networks only in to`},
 	{"misspelled flag", nets + peering("'web'", "'db'") + "bidirektional = true", `t.toml:32: peering[0].bidirektional: unknown key; did you mean "bidirectional"?`},
 
 	{"unknown name", nets + peering("'web'", "'dbs'"), `t.toml:31: peering[0].to: no network has the name "dbs"; did you mean "db"?`},

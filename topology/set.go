@@ -44,6 +44,19 @@ func (s set) common(o set) (int, bool) {
 	return 0, false
 }
 
+// beyond is the first that is in s and not in o, which may be nil: that holds nothing.
+func (s set) beyond(o set) (int, bool) {
+	for i, w := range s {
+		if o != nil {
+			w &^= o[i]
+		}
+		if w != 0 {
+			return i*64 + bits.TrailingZeros64(w), true
+		}
+	}
+	return 0, false
+}
+
 // all goes through the set in order.
 func (s set) all() iter.Seq[int] { return s.without(make(set, len(s))) }
 

@@ -23,6 +23,7 @@ const (
 	MaxEndpoints   = 16384
 	MaxFloodNodes  = 256     // that have one L2 network which replicates: each gets a copy
 	MaxFloodRate   = 1000000 // frames a second
+	MaxPrefixes    = 4096    // of all external networks together
 
 	maxSubnets = 64
 	maxUplinks = 16
@@ -98,13 +99,15 @@ func (k NodeKind) String() string {
 // MarshalText writes "host" or "router".
 func (k NodeKind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
-// UnmarshalText reads "l3" or "l2".
+// UnmarshalText reads "l3", "l2" or "external".
 func (t *NetworkType) UnmarshalText(text []byte) error {
 	switch string(text) {
 	case "l3":
 		*t = L3
 	case "l2":
 		*t = L2
+	case "external":
+		*t = External
 	default:
 		return bad("", "%s is no type of network that this version has", shortQuote(string(text)))
 	}
@@ -112,13 +115,24 @@ func (t *NetworkType) UnmarshalText(text []byte) error {
 }
 
 func (t NetworkType) String() string {
-	if t == L2 {
+	switch t {
+	case L2:
 		return "l2"
+	case External:
+		return "external"
 	}
 	return "l3"
 }
 
-// MarshalText writes "l3" or "l2".
+// word is the type as sentences have it.
+func (t NetworkType) word() string {
+	if t == External {
+		return t.String()
+	}
+	return strings.ToUpper(t.String())
+}
+
+// MarshalText writes "l3", "l2" or "external".
 func (t NetworkType) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
 // UnmarshalText reads "shim" or "segment".
@@ -284,16 +298,17 @@ func parsePrefix(text string) (netip.Prefix, error) {
 var reservedRanges = []struct {
 	prefix netip.Prefix
 	what   string
+	routed bool // something outside of the overlay may be there
 }{
-	{netip.MustParsePrefix("0.0.0.0/8"), "the unspecified range"},
-	{netip.MustParsePrefix("127.0.0.0/8"), "the loopback range"},
-	{netip.MustParsePrefix("169.254.0.0/16"), "the link-local range"},
-	{netip.MustParsePrefix("224.0.0.0/4"), "the multicast range"},
-	{netip.MustParsePrefix("240.0.0.0/4"), "the reserved range"},
-	{netip.MustParsePrefix("::/96"), "the unspecified and loopback range"},
-	{netip.MustParsePrefix("::ffff:0:0/96"), "the IPv4-mapped range"},
-	{netip.MustParsePrefix("fe80::/10"), "the link-local range"},
-	{netip.MustParsePrefix("ff00::/8"), "the multicast range"},
+	{netip.MustParsePrefix("0.0.0.0/8"), "the unspecified range", false},
+	{netip.MustParsePrefix("127.0.0.0/8"), "the loopback range", false},
+	{netip.MustParsePrefix("169.254.0.0/16"), "the link-local range", true},
+	{netip.MustParsePrefix("224.0.0.0/4"), "the multicast range", false},
+	{netip.MustParsePrefix("240.0.0.0/4"), "the reserved range", true},
+	{netip.MustParsePrefix("::/96"), "the unspecified and loopback range", false},
+	{netip.MustParsePrefix("::ffff:0:0/96"), "the IPv4-mapped range", false},
+	{netip.MustParsePrefix("fe80::/10"), "the link-local range", false},
+	{netip.MustParsePrefix("ff00::/8"), "the multicast range", false},
 }
 
 func reserved(p netip.Prefix) (string, bool) {

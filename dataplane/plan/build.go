@@ -29,10 +29,11 @@ func Build(t *topology.Topology, node string, attachments []Attachment) (*Plan, 
 	p := &Plan{
 		Node: self.Name, Hash: t.Hash, LocatorBlock: t.Underlay.LocatorBlock, Locator: self.Locator,
 		Underlay: self.Underlay, Via: self.Via, Encapsulation: t.Underlay.Encapsulation, L2GSO: t.Underlay.L2GSO,
-		Uplinks: self.Uplinks, Conntrack: t.Conntrack,
+		Uplinks: self.Uplinks, Masquerade: t.Masquerade, Conntrack: t.Conntrack,
 	}
 	owners, near := p.peers(t, self), neighbourhood(t, self)
-	p.peerings(t, near)
+	p.peerings(t, near, owners)
+	p.hosts(t)
 	networks := slices.SortedFunc(slices.Values(t.Networks), func(a, b *topology.Network) int { return cmp.Compare(a.ID, b.ID) })
 	for _, n := range networks {
 		p.network(n, self, near[n.Name], owners)
@@ -97,54 +98,50 @@ func (p *Plan) peers(t *topology.Topology, self *topology.Node) *owners {
 type distance uint8
 
 const (
-	apart  distance = iota // no concern of the node
-	peered                 // not here, but a peering with a network that is
-	here                   // the node has a block of it, or an endpoint
+	apart   distance = iota // no concern of the node
+	foreign                 // not here, but packets are sent there: by a network that is here, by this host, or from outside
+	here                    // the node has a block of it, or an endpoint
+	outside                 // it is external
 )
 
 // neighbourhood is the distance of each network, by name.
 func neighbourhood(t *topology.Topology, self *topology.Node) map[string]distance {
 	near := map[string]distance{}
 	for _, n := range t.Networks {
-		if n.On(self.Name) {
-			near[n.Name] = here
-		}
+		near[n.Name] = distanceOf(n, self)
 	}
 	for _, p := range t.Peerings {
+		from, to := near[p.From], near[p.To]
 		switch {
-		case near[p.From] == here && near[p.To] == apart:
-			near[p.To] = peered
-		case near[p.To] == here && near[p.From] == apart:
-			near[p.From] = peered
+		case from == apart && (to == here || to == outside && p.Egress == self.Name):
+			near[p.From] = foreign
+		case to == apart && (from == here || from == outside):
+			near[p.To] = foreign
 		}
 	}
 	return near
 }
 
-// peerings plans those that have an end here: the one of the sender says what may be opened, the
-// one of the receiver what may come in.
-func (p *Plan) peerings(t *topology.Topology, near map[string]distance) {
-	networks := map[string]*topology.Network{}
-	for _, n := range t.Networks {
-		networks[n.Name] = n
+// distanceOf is that of a network without regard to its peerings.
+func distanceOf(n *topology.Network, self *topology.Node) distance {
+	switch {
+	case n.Type == topology.External:
+		return outside
+	case n.On(self.Name):
+		return here
+	case n.Host:
+		return foreign
 	}
-	for _, peering := range t.Peerings {
-		if near[peering.From] != here && near[peering.To] != here {
-			continue
-		}
-		from, to := networks[peering.From], networks[peering.To]
-		for _, s := range to.Subnets {
-			p.Peerings = append(p.Peerings, Peering{From: from.ID, To: to.ID, Prefix: s, Line: peering.Line})
-		}
-	}
-	slices.SortFunc(p.Peerings, func(a, b Peering) int {
-		return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To), comparePrefix(a.Prefix, b.Prefix))
-	})
+	return apart
 }
 
-// network plans a network that is here or peered with one that is; the others do not concern this node.
+// network plans a network that is here, or that packets are sent to from here; the others do not concern this node.
 func (p *Plan) network(n *topology.Network, self *topology.Node, at distance, owners *owners) {
-	if at == apart {
+	switch at {
+	case apart:
+		return
+	case outside:
+		p.Externals = append(p.Externals, External{Name: n.Name, ID: n.ID, Prefixes: n.Prefixes, Line: n.Line})
 		return
 	}
 	first := len(p.Blocks)
@@ -155,7 +152,7 @@ func (p *Plan) network(n *topology.Network, self *topology.Node, at distance, ow
 	blocks := p.Blocks[first:]
 	slices.SortFunc(blocks, func(a, b Block) int { return comparePrefix(a.Prefix, b.Prefix) })
 	bits4, bits6 := lengths(blocks, true), lengths(blocks, false)
-	if at == peered {
+	if at == foreign {
 		p.Foreign = append(p.Foreign, Foreign{Name: n.Name, ID: n.ID, BlockBits4: bits4, BlockBits6: bits6, Line: n.Line})
 		return
 	}
@@ -163,7 +160,7 @@ func (p *Plan) network(n *topology.Network, self *topology.Node, at distance, ow
 		Name: n.Name, ID: n.ID, Type: n.Type, Table: tableBase + uint32(n.ID),
 		VRF: fmt.Sprintf("lacev%d", n.ID), Bridge: fmt.Sprintf("laceb%d", n.ID),
 		Gateways: gateways(n.Block(self.Name)), SID: self.Locator.SID(topology.EndDT46, n.ID),
-		Overhead: overhead(p.Encapsulation, n), BlockBits4: bits4, BlockBits6: bits6, Line: n.Line,
+		Overhead: overhead(p.Encapsulation, n), BlockBits4: bits4, BlockBits6: bits6, Host: n.Host, Line: n.Line,
 	}
 	p.segment(&network, n, owners)
 	p.Networks = append(p.Networks, network)

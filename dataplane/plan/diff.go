@@ -103,9 +103,10 @@ func (p *Plan) objects() [][]object {
 	names := p.names()
 	return [][]object{
 		{p.nodeObject()}, each(names, p.Networks, networkObject), each(names, p.Peers, peerObject),
-		each(names, p.Foreign, foreignObject), each(names, p.Blocks, blockObject), each(names, p.Peerings, peeringObject),
+		each(names, p.Foreign, foreignObject), each(names, p.Externals, externalObject), each(names, p.HostRoutes, hostRouteObject),
+		each(names, p.Blocks, blockObject), each(names, p.Peerings, peeringObject),
 		each(names, p.Stations, stationObject), each(names, p.Members, memberObject),
-		{conntrackObject(p.Conntrack)}, each(names, p.Ports, portObject),
+		{{"masquerade", []fact{{"ports", p.Masquerade.String()}}}}, {conntrackObject(p.Conntrack)}, each(names, p.Ports, portObject),
 	}
 }
 
@@ -128,6 +129,7 @@ func networkObject(n Network, _ names) object {
 	return object{"network " + n.Name, []fact{
 		{"id", fmt.Sprint(n.ID)}, {"", n.Type.String()}, {"gateways", join(n.Gateways)}, {"SID", address(n.SID.Addr)},
 		{"SID of frames", address(n.SID2U.Addr)}, {"SID of frames for many", address(n.SID2M.Addr)}, {"flood", n.flood()}, {"base", prefix(n.Base6)},
+		{"host", yes(n.Host)},
 	}}
 }
 
@@ -146,6 +148,14 @@ func foreignObject(n Foreign, _ names) object {
 	return object{"foreign network " + n.Name, []fact{{"id", fmt.Sprint(n.ID)}}}
 }
 
+func externalObject(e External, _ names) object {
+	return object{"external network " + e.Name, []fact{{"id", fmt.Sprint(e.ID)}, {"prefixes", join(e.Prefixes)}}}
+}
+
+func hostRouteObject(route netip.Prefix, _ names) object {
+	return object{"host route " + route.String(), []fact{{"by", HostSide}}}
+}
+
 func blockObject(b Block, names names) object {
 	where := "here"
 	if !b.Local {
@@ -156,7 +166,8 @@ func blockObject(b Block, names names) object {
 
 func peeringObject(p Peering, names names) object {
 	return object{fmt.Sprintf("peering %s > %s %s", names.network(p.From), names.network(p.To), p.Prefix), []fact{
-		{"ids", fmt.Sprintf("%d > %d", p.From, p.To)},
+		{"ids", fmt.Sprintf("%d > %d", p.From, p.To)}, {"external", yes(p.External)}, {"masquerade", yes(p.Masquerade)},
+		{"by", names.egress(p)}, {"SID", address(p.SID.Addr)},
 	}}
 }
 
@@ -184,7 +195,7 @@ func portObject(p Port, _ names) object {
 		{"container", p.Container}, {"name", p.Name}, {"network", p.Network}, {"id", fmt.Sprint(p.NetworkID)}, {"", p.Type.String()},
 		{"interface", p.IfName}, {"device", p.Device}, {"addresses", join(p.Prefixes)}, {"mac", p.MAC.String()}, {"sticky", yes(p.Sticky)},
 		{"gateways", join(valid(p.Gateway4, p.Gateway6))}, {"default route", yes(p.Gateway)}, {"routes", join(p.Routes)}, {"dhcp", yes(p.DHCP)},
-		{"source", address(p.Source)},
+		{"source", address(p.Source)}, {"publishes", join(p.Publish)},
 	}}
 }
 

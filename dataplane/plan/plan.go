@@ -44,6 +44,28 @@ type Publish struct {
 	To       uint16     `json:"to"`               // that the container listens at
 }
 
+// String is the form of the label: "8080:80/tcp", "192.0.2.1:8080:80/tcp", "[2001:db8::1]:53:53/udp".
+func (p Publish) String() string {
+	ports := fmt.Sprintf("%d:%d/%s", p.Port, p.To, transport(p.Protocol))
+	if !p.Address.IsValid() {
+		return ports
+	}
+	if p.Address.Is6() {
+		return "[" + p.Address.String() + "]:" + ports
+	}
+	return p.Address.String() + ":" + ports
+}
+
+func transport(protocol uint8) string {
+	switch protocol {
+	case 6:
+		return "tcp"
+	case 17:
+		return "udp"
+	}
+	return fmt.Sprint(protocol)
+}
+
 // The veth pair by which the host's own stack meets the overlay: routes lead out of HostSide, programs sit at HostPeer.
 const (
 	HostSide = "lc-host"

@@ -47,6 +47,8 @@ var goldens = []struct {
 	{"peered", "peered", "edge-2", nil},
 	{"segments", "segments", "edge-1", onSegments},
 	{"segments-elsewhere", "segments", "edge-3", nil},
+	{"outside", "outside", "edge-2", []Attachment{webContainer}},
+	{"outside-egress", "outside", "edge-1", nil},
 }
 
 func TestGolden(t *testing.T) {
@@ -88,6 +90,7 @@ func TestDeterministic(t *testing.T) {
 	deterministic(t, load(t, "fabric"), containers)
 	deterministic(t, load(t, "peered"), nil)
 	deterministic(t, load(t, "segments"), onSegments)
+	deterministic(t, load(t, "outside"), nil)
 }
 
 func deterministic(t *testing.T, top *topology.Topology, containers []Attachment) {

@@ -31,10 +31,12 @@ func (p *Plan) WriteTo(w io.Writer) (int64, error) {
 	section(&b, "interfaces", p.interfaceRows())
 	section(&b, "routes", p.routeRows())
 	section(&b, "SIDs", p.sidRows(names))
+	section(&b, "external networks", p.externalRows())
 	section(&b, "blocks", p.blockRows(names))
 	section(&b, "peerings", p.peeringRows(names))
 	section(&b, "stations", p.stationRows(names))
 	section(&b, "members", p.memberRows(names))
+	section(&b, "masquerade", p.masqueradeRows())
 	section(&b, "conntrack", p.conntrackRows())
 	section(&b, "map entries", p.mapRows(names))
 	section(&b, "ports", p.portRows())
@@ -84,17 +86,28 @@ type names struct {
 }
 
 func (p *Plan) names() names {
-	n := names{map[topology.NetworkID]string{}, map[uint32]string{0: p.Node}}
+	n := names{map[topology.NetworkID]string{topology.HostsID: "hosts", topology.OutsideID: "outside"}, map[uint32]string{0: p.Node}}
 	for _, network := range p.Networks {
 		n.networks[network.ID] = network.Name
 	}
 	for _, network := range p.Foreign {
 		n.networks[network.ID] = network.Name
 	}
+	for _, network := range p.Externals {
+		n.networks[network.ID] = network.Name
+	}
 	for _, peer := range p.Peers {
 		n.peers[peer.Index] = peer.Name
 	}
 	return n
+}
+
+// egress is the other node that a peering leads out of the overlay by, "" where there is none.
+func (n names) egress(p Peering) string {
+	if p.Peer == 0 {
+		return ""
+	}
+	return n.peers[p.Peer]
 }
 
 // network is the name of a network, or its number where the plan has none of its own of it.
@@ -109,11 +122,17 @@ func (p *Plan) interfaceRows() [][]string {
 			[]string{n.VRF, "vrf", fmt.Sprintf("network %s, table %d", n.Name, n.Table)},
 			[]string{n.Bridge, "bridge", fmt.Sprintf("in %s, %s", n.VRF, bridgeText(n))})
 	}
+	if p.hostSide() {
+		rows = append(rows, []string{HostSide, "veth", "the host's own packets, peer " + HostPeer})
+	}
 	for _, port := range p.Ports {
 		rows = append(rows, port.interfaceRow())
 	}
 	return rows
 }
+
+// hostSide says whether the host's own stack meets the overlay: packets go to and from it by HostSide.
+func (p *Plan) hostSide() bool { return len(p.HostRoutes) > 0 || len(p.Externals) > 0 }
 
 func bridgeText(n Network) string {
 	if n.Type == topology.L2 {
@@ -133,6 +152,9 @@ func (p *Plan) routeRows() [][]string {
 	rows := [][]string{{"main", "unreachable " + p.Locator.String(), "own SIDs are the programs'"}}
 	for _, peer := range p.Peers {
 		rows = append(rows, []string{"main", peer.Locator.String(), p.toPeer(peer)})
+	}
+	for _, route := range p.HostRoutes {
+		rows = append(rows, []string{"main", route.String(), "the host's own packets, out of " + HostSide})
 	}
 	for _, n := range p.Networks {
 		rows = append(rows, []string{n.VRF, "unreachable default", "nothing falls through to the host"})
@@ -157,12 +179,26 @@ func (p *Plan) sidRows(names names) [][]string {
 			rows = append(rows, []string{n.SID2U.String(), "End.DT2U", n.Name, "here"}, []string{n.SID2M.String(), "End.DT2M", n.Name, "here"})
 		}
 	}
+	rows = append(rows, p.egressRows(names)...)
 	seen := map[Member]bool{}
 	for _, to := range p.targets() {
 		if !seen[to] {
 			rows = append(rows, []string{to.SID.String(), "send", names.network(to.Network), "to " + names.peers[to.Peer]})
 		}
 		seen[to] = true
+	}
+	return rows
+}
+
+// egressRows are SIDs where this node takes what leaves the overlay here.
+func (p *Plan) egressRows(names names) [][]string {
+	var rows [][]string
+	seen := map[topology.NetworkID]bool{}
+	for _, peering := range p.Peerings {
+		if id := peering.To; peering.External && peering.Peer == 0 && !seen[id] {
+			seen[id] = true
+			rows = append(rows, []string{p.Locator.SID(topology.EndDT46, id).String(), "End.DT46", names.network(id), "here"})
+		}
 	}
 	return rows
 }
@@ -191,6 +227,11 @@ func (p *Plan) targets() []Member {
 	for _, s := range p.Stations {
 		targets = append(targets, Member{s.Network, s.Peer, s.SID})
 	}
+	for _, peering := range p.Peerings {
+		if peering.Peer != 0 {
+			targets = append(targets, Member{peering.To, peering.Peer, peering.SID})
+		}
+	}
 	return append(targets, p.Members...)
 }
 
@@ -211,10 +252,46 @@ func (p *Plan) peeringRows(names names) [][]string {
 	var rows [][]string
 	for _, peering := range p.Peerings {
 		rows = append(rows, []string{
-			names.network(peering.From) + " > " + names.network(peering.To), peering.Prefix.String(), fmt.Sprintf("line %d", peering.Line),
+			names.network(peering.From) + " > " + names.network(peering.To), peering.Prefix.String(),
+			joinWords(outward(peering, names.egress(peering)), fmt.Sprintf("line %d", peering.Line)),
 		})
 	}
 	return rows
+}
+
+// outward says how packets leave the overlay by a peering, "" where they do not.
+func outward(p Peering, by string) string {
+	how := ""
+	if p.Masquerade {
+		how = "masquerade"
+	}
+	if by != "" {
+		how = joinWords(how, "by "+by)
+	}
+	return how
+}
+
+// joinWords leaves out what is empty.
+func joinWords(words ...string) string {
+	return strings.Join(slices.DeleteFunc(words, func(w string) bool { return w == "" }), ", ")
+}
+
+func (p *Plan) externalRows() [][]string {
+	var rows [][]string
+	for _, e := range p.Externals {
+		for _, prefix := range e.Prefixes {
+			rows = append(rows, []string{e.Name, prefix.String(), fmt.Sprintf("line %d", e.Line)})
+		}
+	}
+	return rows
+}
+
+// masqueradeRows are none where nothing is outside.
+func (p *Plan) masqueradeRows() [][]string {
+	if len(p.Externals) == 0 {
+		return nil
+	}
+	return [][]string{{"ports", p.Masquerade.String()}}
 }
 
 func (p *Plan) stationRows(names names) [][]string {
@@ -254,6 +331,9 @@ func (p *Plan) mapRows(names names) [][]string {
 	for _, n := range p.Foreign {
 		rows = append(rows, []string{"networks", fmt.Sprint(n.ID), n.Name + ", not here"})
 	}
+	for _, n := range p.Externals {
+		rows = append(rows, []string{"networks", fmt.Sprint(n.ID), n.Name + ", external"})
+	}
 	for _, peer := range p.Peers {
 		rows = append(rows, []string{"peers", peer.Locator.String(), peerValue(peer, names)})
 	}
@@ -264,7 +344,12 @@ func (p *Plan) mapRows(names names) [][]string {
 		rows = append(rows, []string{"blocks", fmt.Sprintf("%d %s", b.Network, b.Prefix), blockValue(b)})
 	}
 	for _, peering := range p.Peerings {
-		rows = append(rows, []string{"peerings", fmt.Sprintf("%d %s", peering.From, peering.Prefix), fmt.Sprintf("network %d, line %d", peering.To, peering.Line)})
+		rows = append(rows, []string{"peerings", fmt.Sprintf("%d %s", peering.From, peering.Prefix), peeringValue(peering)})
+	}
+	for _, n := range p.Externals {
+		for _, prefix := range n.Prefixes {
+			rows = append(rows, []string{"externals", prefix.String(), fmt.Sprintf("network %d, line %d", n.ID, n.Line)})
+		}
 	}
 	for _, port := range p.Ports {
 		rows = append(rows, []string{"ports", "<" + port.HostIf + ">", fmt.Sprintf("network %d, source %s, mac %s", port.NetworkID, port.Source, port.MAC)})
@@ -325,10 +410,13 @@ func (p *Plan) group(id topology.NetworkID) (here []Port, others []Member) {
 }
 
 func networkValue(n Network) string {
-	if n.Type != topology.L2 {
-		return n.Name
+	words := []string{n.Name}
+	if n.Type == topology.L2 {
+		words = append(words, "l2")
 	}
-	words := []string{n.Name, "l2"}
+	if n.Host {
+		words = append(words, "host")
+	}
 	if n.Flood {
 		words = append(words, "flood "+n.flood())
 	}
@@ -346,6 +434,17 @@ func peerValue(peer Peer, names names) string {
 		return fmt.Sprintf("index %d, router of %s", peer.Index, names.network(peer.Network))
 	}
 	return fmt.Sprintf("index %d", peer.Index)
+}
+
+func peeringValue(p Peering) string {
+	network, by := fmt.Sprintf("network %d", p.To), ""
+	if p.External {
+		network += ", external"
+	}
+	if p.Peer != 0 {
+		by = fmt.Sprintf("peer %d, SID %s", p.Peer, p.SID)
+	}
+	return joinWords(network, outward(p, by), fmt.Sprintf("line %d", p.Line))
 }
 
 func blockValue(b Block) string {
