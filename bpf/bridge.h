@@ -48,18 +48,18 @@ int stage_bridge(struct __sk_buff *skb)
 	struct context *ctx = come_to(skb, STAGE_BRIDGE);
 	struct config *cfg;
 	enum reason reason;
-	__u32 before;
 
 	if (!ctx)
 		return TC_ACT_SHOT;
 	cfg = node(ctx->generation);
 	if (!cfg)
 		return drop(skb, REASON_NO_NETWORK);
-	before = ctx->network; /* where the flow went, if it is known */
 	reason = find_way(ctx, cfg);
+	ctx->outside.way = ctx->ifindex ? WAY_CONTAINER : WAY_NODE;
+	ctx->outside.translated = 0;
 	if (!reason)
 		return go_to(skb, STAGE_DELIVER);
-	end_flow(ctx, before, false);
+	end_flow(ctx, false);
 	return drop(skb, reason);
 }
 

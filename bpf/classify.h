@@ -224,8 +224,11 @@ static __always_inline void recall(struct context *ctx, const struct flow *flow)
 	ctx->known = 1;
 	ctx->reply = !!(flow->flags & FLOW_REPLY);
 	ctx->network = flow->network;
-	ctx->ifindex = flow->ifindex;
+	ctx->ifindex = flow->way == WAY_CONTAINER ? flow->ifindex : 0;
 	ctx->sid = flow->sid;
+	ctx->outside.way = flow->way;
+	ctx->outside.translated = !!(flow->flags & FLOW_TRANSLATED);
+	ctx->rewrite = flow->to;
 }
 
 /* What a flow's first packet cannot be. */

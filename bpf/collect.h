@@ -100,7 +100,7 @@ static long visit(struct bpf_map *table, struct flow_key *key, struct flow *flow
 	if (!(scan->all ? is_meant(scan, key, flow) : is_idle(flow, scan->now, limit)))
 		return keep_entry(scan, state);
 	own = *key;
-	turn(&back, &own, flow->network);
+	opposite(&back, &own, flow);
 	/* As long as one direction is in use the other one stays. */
 	if (!scan->all) {
 		partner = bpf_map_lookup_elem(table, &back);

@@ -281,7 +281,7 @@ func TestTCPFlags(t *testing.T) {
 	p := newPair(t)
 	for name, c := range map[string]struct {
 		lines       []string
-		there, back uint8
+		there, back uint16
 	}{
 		"opened":    {lines: opened(), back: reply},
 		"picked up": {lines: []string{"a PA 1001 5001 10 new", "b A 5001 1011 0 established"}, there: picked, back: picked | reply},
@@ -292,8 +292,8 @@ func TestTCPFlags(t *testing.T) {
 			for _, line := range c.lines {
 				k.step(line)
 			}
-			for number, want := range map[int][2]uint8{1: {c.there, c.back | underlay}, 2: {c.there | underlay, c.back}} {
-				if got := [2]uint8{k.nodes[number].flow(k.there()).Flags, k.nodes[number].flow(k.back()).Flags}; got != want {
+			for number, want := range map[int][2]uint16{1: {c.there, c.back | underlay}, 2: {c.there | underlay, c.back}} {
+				if got := [2]uint16{k.nodes[number].flow(k.there()).Flags, k.nodes[number].flow(k.back()).Flags}; got != want {
 					t.Errorf("node %d: flags %v, want %v", number, got, want)
 				}
 			}

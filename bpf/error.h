@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Error: turn the refused packet, in place, into the ICMP error that tells its sender why: from the
- * gateway, about the addresses that the container knows. RFC 792, RFC 1812 4.3.2.7, RFC 4443 2.4. About a frame that was to be bridged,
- * where there is no gateway between, it comes from whom that was for. Ends the pipeline.
+ * gateway, about the addresses that the sender knows. RFC 792, RFC 1812 4.3.2.7, RFC 4443 2.4. About a frame that was to be bridged,
+ * where there is no gateway between, and to the host's own stack, which takes no packet from its own address, it comes from whom that was for. What
+ * another node sent goes back there. Ends the pipeline.
  */
 #pragma once
 
 #include "lib/budget.h"
+#include "forward.h"
 #include "gateway.h"
 
 #define QUOTE_V4 548 /* 576 bytes in all, RFC 1812 4.3.2.3 */
@@ -112,16 +114,93 @@ static __always_inline bool may_quote_v4(struct __sk_buff *skb, const struct iph
 	       type == ICMP_TIMESTAMP_REPLY_V4;
 }
 
-static __always_inline void address_answer(struct ethhdr *eth, const struct context *ctx, const struct port *port,
+/* Who is told, and by whom. */
+struct told {
+	struct mac to;
+	struct mac from;
+	union addr by; /* 0: whom the packet was for */
+};
+
+static __always_inline void tell_container(struct told *told, const struct context *ctx, const struct port *port,
 					   const struct config *cfg)
 {
-	const struct mac *from = ctx->bridged ? &ctx->to : &cfg->gateway;
-
-	__builtin_memcpy(eth->h_dest, &port->mac, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, from, ETH_ALEN);
+	told->to = port->mac;
+	told->from = ctx->bridged ? ctx->to : cfg->gateway;
+	if (ctx->bridged)
+		return;
+	if (ctx->v4)
+		map_v4(&told->by, port->gateway4);
+	else
+		told->by = port->gateway6;
 }
 
-static __always_inline int error_v4(struct __sk_buff *skb, struct context *ctx, const struct port *port,
+/* Outside, the node speaks for itself, by the address that was asked if it is one of its own; back the way that the packet came. */
+static __always_inline bool tell_outside(struct __sk_buff *skb, struct told *told, const struct context *ctx)
+{
+	struct ethhdr *eth = packet_start(skb);
+	struct host *host = this_node();
+
+	if (!host || (void *)(eth + 1) > packet_end(skb))
+		return false;
+	__builtin_memcpy(&told->to, eth->h_source, ETH_ALEN);
+	__builtin_memcpy(&told->from, eth->h_dest, ETH_ALEN);
+	told->by = ctx->key.dst;
+	return is_own_address(&ctx->key.dst) || own_address(&told->by, host, ctx->v4);
+}
+
+static __always_inline void tell_host(struct told *told, const struct context *ctx, const struct config *cfg)
+{
+	struct host *host = this_node();
+
+	if (ctx->outside.side != OUTER_HOST || !host)
+		return; /* on lo there are no MAC addresses */
+	told->to = host->mac;
+	told->from = cfg->gateway;
+}
+
+/* Who is told? False: nobody can be. */
+static __always_inline bool find_told(struct __sk_buff *skb, struct told *told, const struct context *ctx,
+				      const struct config *cfg)
+{
+	struct host *host = this_node();
+	struct port *port;
+
+	switch (ctx->outside.side) {
+	case OUTER_OUTSIDE:
+		return tell_outside(skb, told, ctx);
+	case OUTER_HOST:
+	case OUTER_LOOPBACK:
+		tell_host(told, ctx, cfg);
+		return true;
+	}
+	if (ctx->underlay)
+		return ctx->outside.bare && host && own_address(&told->by, host, ctx->v4);
+	port = find_port(skb->ifindex, ctx->generation);
+	if (port)
+		tell_container(told, ctx, port, cfg);
+	return port;
+}
+
+/* The answer is complete, behind its Ethernet header, and goes back. */
+static __always_inline int return_answer(struct __sk_buff *skb, struct context *ctx, const struct config *cfg,
+					 __u16 len)
+{
+	struct nexthop *nexthop;
+	enum reason reason;
+
+	if (!ctx->underlay)
+		return bpf_redirect(skb->ifindex, ctx->outside.side == OUTER_LOOPBACK ? BPF_F_INGRESS : 0);
+	nexthop = find_nexthop(ctx);
+	if (!nexthop || !nexthop->ifindex)
+		return drop(skb, REASON_NO_NEXTHOP);
+	ctx->sid = ctx->back;
+	compose_sid(&ctx->source, cfg->locator, cfg->locator_bits, FUNCTION_SOURCE, named(ctx, ctx->network));
+	ctx->l3_len = len;
+	reason = cfg->srh ? encapsulate(skb, ctx, true) : encapsulate(skb, ctx, false);
+	return reason ? drop(skb, reason) : transmit(skb, nexthop);
+}
+
+static __always_inline int error_v4(struct __sk_buff *skb, struct context *ctx, const struct told *told,
 				    const struct config *cfg)
 {
 	struct icmp4_answer a = {};
@@ -137,7 +216,8 @@ static __always_inline int error_v4(struct __sk_buff *skb, struct context *ctx, 
 	if (!trim(skb, quoted))
 		return drop(skb, REASON_ICMP_FAILED);
 
-	address_answer(&a.eth, ctx, port, cfg);
+	__builtin_memcpy(a.eth.h_dest, &told->to, ETH_ALEN);
+	__builtin_memcpy(a.eth.h_source, &told->from, ETH_ALEN);
 	a.eth.h_proto = bpf_htons(ETH_P_IP);
 	a.ip.version = 4;
 	a.ip.ihl = 5;
@@ -146,7 +226,7 @@ static __always_inline int error_v4(struct __sk_buff *skb, struct context *ctx, 
 	a.ip.frag_off = bpf_htons(IP_DF);
 	a.ip.ttl = OUTER_HOP_LIMIT;
 	a.ip.protocol = IPPROTO_ICMP;
-	a.ip.saddr = ctx->bridged ? ip.daddr : port->gateway4;
+	a.ip.saddr = is_unspecified(&told->by) ? ip.daddr : told->by.be32[3];
 	a.ip.daddr = ip.saddr;
 	a.ip.check = fold(bpf_csum_diff(NULL, 0, (void *)&a.ip, sizeof(a.ip), 0));
 	a.type = ctx->icmp_type;
@@ -162,7 +242,7 @@ static __always_inline int error_v4(struct __sk_buff *skb, struct context *ctx, 
 	if (bpf_skb_adjust_room(skb, GROW_V4, BPF_ADJ_ROOM_MAC, 0) ||
 	    bpf_skb_store_bytes(skb, 0, &a, sizeof(a), BPF_F_RECOMPUTE_CSUM))
 		return drop(skb, REASON_ICMP_FAILED);
-	return bpf_redirect(skb->ifindex, 0);
+	return return_answer(skb, ctx, cfg, GROW_V4 + quoted);
 }
 
 /*
@@ -185,7 +265,7 @@ static __always_inline bool may_quote_v6(struct __sk_buff *skb, const struct ipv
 	return type >= ICMP_ECHO_V6 && type != ICMPV6_REDIRECT;
 }
 
-static __always_inline int error_v6(struct __sk_buff *skb, struct context *ctx, const struct port *port,
+static __always_inline int error_v6(struct __sk_buff *skb, struct context *ctx, const struct told *told,
 				    const struct config *cfg)
 {
 	struct {
@@ -204,16 +284,16 @@ static __always_inline int error_v6(struct __sk_buff *skb, struct context *ctx, 
 	if (!trim(skb, quoted))
 		return drop(skb, REASON_ICMP_FAILED);
 
-	address_answer(&a.eth, ctx, port, cfg);
+	__builtin_memcpy(a.eth.h_dest, &told->to, ETH_ALEN);
+	__builtin_memcpy(a.eth.h_source, &told->from, ETH_ALEN);
 	a.eth.h_proto = bpf_htons(ETH_P_IPV6);
 	a.ip.version = 6;
 	a.ip.payload_len = bpf_htons(GROW_V6 - sizeof(a.ip) + quoted);
 	a.ip.nexthdr = IPPROTO_ICMPV6;
 	a.ip.hop_limit = OUTER_HOP_LIMIT;
-	if (ctx->bridged)
+	__builtin_memcpy(&a.ip.saddr, &told->by, sizeof(a.ip.saddr));
+	if (is_unspecified(&told->by))
 		__builtin_memcpy(&a.ip.saddr, &ip.daddr, sizeof(a.ip.saddr));
-	else
-		__builtin_memcpy(&a.ip.saddr, &port->gateway6, sizeof(a.ip.saddr));
 	__builtin_memcpy(&a.ip.daddr, &ip.saddr, sizeof(a.ip.daddr));
 	a.type = ctx->icmp_type;
 	a.code = ctx->icmp_code;
@@ -231,23 +311,22 @@ static __always_inline int error_v6(struct __sk_buff *skb, struct context *ctx, 
 	if (bpf_skb_adjust_room(skb, GROW_V6, BPF_ADJ_ROOM_MAC, 0) ||
 	    bpf_skb_store_bytes(skb, 0, &a, sizeof(a), BPF_F_RECOMPUTE_CSUM))
 		return drop(skb, REASON_ICMP_FAILED);
-	return bpf_redirect(skb->ifindex, 0);
+	return return_answer(skb, ctx, cfg, GROW_V6 + quoted);
 }
 
 SEC("tc")
 int stage_error(struct __sk_buff *skb)
 {
 	struct context *ctx = come_to(skb, STAGE_ERROR);
+	struct told told = {};
 	struct config *cfg;
-	struct port *port;
 
 	if (!ctx)
 		return TC_ACT_SHOT;
-	port = find_port(skb->ifindex, ctx->generation);
 	cfg = node(ctx->generation);
-	if (!port || !cfg)
+	if (!cfg || !find_told(skb, &told, ctx, cfg))
 		return drop(skb, REASON_NO_PORT);
 	if (!spend(BUDGET_ERRORS, skb->ifindex, BUDGET_BURST, BUDGET_NS))
 		return drop(skb, REASON_ICMP_LIMITED);
-	return ctx->v4 ? error_v4(skb, ctx, port, cfg) : error_v6(skb, ctx, port, cfg);
+	return ctx->v4 ? error_v4(skb, ctx, &told, cfg) : error_v6(skb, ctx, &told, cfg);
 }

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Forward: packets that are routed go to a container here, or encapsulated to another node. Next: error. */
+/* Forward: packets that are routed go to a container here, encapsulated to another node, out of the overlay, or to the host. Next: error. */
 #pragma once
 
 #include "lib/conntrack.h"
+#include "lib/fib.h"
+#include "lib/translate.h"
 
 #define ICMP_FRAGMENTATION_NEEDED_V4 4
 
@@ -141,6 +143,12 @@ static __always_inline enum reason settle(struct __sk_buff *skb, const struct co
 	return REASON_NONE;
 }
 
+/* Does this node forward the packet for the first time? What the host itself sends, or another node has forwarded, loses no hop. */
+static __always_inline bool loses_hop(const struct context *ctx)
+{
+	return !ctx->underlay && ctx->outside.side <= OUTER_OUTSIDE;
+}
+
 /* What is still to be done to a packet that is routed. */
 static __always_inline enum reason leave(struct __sk_buff *skb, const struct context *ctx, bool fresh)
 {
@@ -148,7 +156,9 @@ static __always_inline enum reason leave(struct __sk_buff *skb, const struct con
 
 	if (reason)
 		return reason;
-	return take_hop(skb, ctx) ? REASON_NONE : REASON_MALFORMED;
+	if (ctx->outside.translated && ctx->kind != PACKET_ICMP_ERROR && translate(skb))
+		return REASON_TRANSLATION_FAILED;
+	return !loses_hop(ctx) || take_hop(skb, ctx) ? REASON_NONE : REASON_MALFORMED;
 }
 
 static __always_inline int deliver_remote(struct __sk_buff *skb, struct context *ctx, __u32 counter, bool fresh)
@@ -184,34 +194,152 @@ static __always_inline int deliver_local(struct __sk_buff *skb, struct context *
 	return hand_over(skb, ctx, counter);
 }
 
-/* A container's packet of a known flow. */
-static __always_inline int send_flow(struct __sk_buff *skb, struct context *ctx, const struct flow *flow)
+/* The Ethernet header of a packet that goes on as it is. False: there is none. */
+static __always_inline bool address_frame(struct __sk_buff *skb, const struct context *ctx, const struct mac *to,
+					  const struct mac *from)
+{
+	struct ethhdr *eth = packet_start(skb);
+
+	if ((void *)(eth + 1) > packet_end(skb))
+		return false;
+	__builtin_memcpy(eth->h_dest, to, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, from, ETH_ALEN);
+	eth->h_proto = ctx->v4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
+	return true;
+}
+
+/* To a next hop whose MAC address the kernel has to find first, or to look after. */
+static __always_inline int redirect_to_gateway(const struct context *ctx)
+{
+	struct bpf_redir_neigh to = { .nh_family = AF_INET6_ };
+
+	if (is_mapped_v4(&ctx->gateway)) {
+		to.nh_family = AF_INET_;
+		to.ipv4_nh = ctx->gateway.be32[3];
+	} else {
+		__builtin_memcpy(to.ipv6_nh, &ctx->gateway, sizeof(ctx->gateway));
+	}
+	return bpf_redirect_neigh(ctx->out, &to, sizeof(to), 0);
+}
+
+/* Out of the overlay, the way that has been found. renew: the kernel is to look after its neighbour. */
+static __always_inline int send_out(struct __sk_buff *skb, struct context *ctx, __u32 counter, bool fresh, bool renew)
+{
+	enum reason reason = leave(skb, ctx, fresh);
+
+	if (reason)
+		return drop(skb, reason);
+	if (!address_frame(skb, ctx, &ctx->out_dst, &ctx->out_src))
+		return drop(skb, REASON_MALFORMED);
+	count(skb, counter);
+	if (ctx->out_flags & EGRESS_RAW)
+		return bpf_redirect(ctx->out, 0);
+	return renew || !ctx->outside.neighbour ? redirect_to_gateway(ctx) : bpf_redirect(ctx->out, 0);
+}
+
+/* To the host's stack: in at lc-host, or, as an answer to what the host sent to itself, at lo. */
+static __always_inline int deliver_host(struct __sk_buff *skb, struct context *ctx, __u32 counter, bool fresh)
+{
+	struct config *cfg = node(ctx->generation);
+	struct host *host = this_node();
+	enum reason reason = leave(skb, ctx, fresh);
+	struct mac nobody = {};
+
+	if (reason)
+		return drop(skb, reason);
+	if (!cfg || !host || !host->peer)
+		return drop(skb, REASON_NO_EGRESS);
+	if (ctx->outside.way == WAY_LOOPBACK) {
+		if (!address_frame(skb, ctx, &nobody, &nobody))
+			return drop(skb, REASON_MALFORMED);
+		count(skb, counter);
+		return bpf_redirect(host->loopback, BPF_F_INGRESS);
+	}
+	if (!address_frame(skb, ctx, &host->mac, &cfg->gateway))
+		return drop(skb, REASON_MALFORMED);
+	count(skb, counter);
+	return bpf_redirect(host->peer, 0);
+}
+
+/* A packet of a known flow that leaves the overlay. Once a tick the host's routes are asked again. */
+static __always_inline int send_flow_out(struct __sk_buff *skb, struct context *ctx, const struct flow *flow)
+{
+	if (flow->looked != tick())
+		return go_to(skb, STAGE_EGRESS);
+	if (packet_size(skb, ctx) > flow->mtu)
+		return too_big(skb, ctx, flow->mtu);
+	ctx->out = flow->ifindex;
+	ctx->out_dst = flow->mac;
+	ctx->out_src = flow->from;
+	ctx->out_flags = flow->flags & FLOW_RAW ? EGRESS_RAW : 0;
+	ctx->outside.neighbour = 1;
+	return send_out(skb, ctx, flow->counter, false, false);
+}
+
+/* A packet of a known flow, which has an Ethernet header and no outer one, goes the flow's way. */
+static __always_inline int send_way(struct __sk_buff *skb, struct context *ctx, const struct flow *flow)
+{
+	switch (flow->way) {
+	case WAY_NODE:
+		ctx->peer = flow->peer;
+		ctx->sid = flow->sid;
+		return deliver_remote(skb, ctx, flow->counter, false);
+	case WAY_CONTAINER:
+		ctx->mac = flow->mac;
+		ctx->direct = !!(flow->flags & FLOW_DIRECT);
+		return deliver_local(skb, ctx, flow->counter, false);
+	case WAY_OUT:
+		return send_flow_out(skb, ctx, flow);
+	}
+	return deliver_host(skb, ctx, flow->counter, false);
+}
+
+/* What the flow says of its packets. */
+static __always_inline void take_over(struct context *ctx, const struct flow *flow)
 {
 	ctx->network = flow->network;
 	ctx->line = flow->line;
 	ctx->ifindex = flow->ifindex;
 	ctx->mtu = flow->mtu;
-	if (!flow->ifindex) {
-		ctx->peer = flow->peer;
-		ctx->sid = flow->sid;
-		return deliver_remote(skb, ctx, flow->counter, false);
-	}
-	ctx->mac = flow->mac;
-	ctx->direct = !!(flow->flags & FLOW_DIRECT);
-	return deliver_local(skb, ctx, flow->counter, false);
+	ctx->outside.way = flow->way;
+	if (!(flow->flags & FLOW_TRANSLATED))
+		return;
+	ctx->outside.translated = 1;
+	ctx->rewrite = flow->to;
+}
+
+/* An ICMP error about a flow that is translated, in which what it quotes is to be rewritten too. */
+static __always_inline bool is_to_be_related(const struct context *ctx)
+{
+	return ctx->outside.translated && ctx->kind == PACKET_ICMP_ERROR && !ctx->outside.related;
+}
+
+/* A packet of a known flow that did not come from the underlay. */
+static __always_inline int send_flow(struct __sk_buff *skb, struct context *ctx, const struct flow *flow)
+{
+	take_over(ctx, flow);
+	if (is_to_be_related(ctx))
+		return go_to(skb, STAGE_RELATED);
+	return send_way(skb, ctx, flow);
 }
 
 /*
  * What came off the underlay was routed, and lost its hop, where it came in. The outer header comes off here, so that whatever
  * is refused before is shown as it came.
  */
-static __always_inline int deliver_decapsulated(struct __sk_buff *skb, struct context *ctx, __u32 counter)
+static __always_inline enum reason unwrap(struct __sk_buff *skb, struct context *ctx)
 {
 	long err = ctx->srh ? decapsulate(skb, ctx->v4, true) : decapsulate(skb, ctx->v4, false);
 
 	if (!err && ctx->raw)
 		err = bpf_skb_change_head(skb, ETH_HLEN, 0);
-	if (err)
-		return drop(skb, REASON_DECAP_FAILED);
-	return hand_over(skb, ctx, counter);
+	ctx->outside.bare = 1;
+	return err ? REASON_DECAP_FAILED : REASON_NONE;
+}
+
+static __always_inline int deliver_decapsulated(struct __sk_buff *skb, struct context *ctx, __u32 counter)
+{
+	enum reason reason = unwrap(skb, ctx);
+
+	return reason ? drop(skb, reason) : hand_over(skb, ctx, counter);
 }

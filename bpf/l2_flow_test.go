@@ -177,7 +177,7 @@ func (c chat) wantEntries(there, back uint64) {
 	}
 }
 
-func (c chat) wantEntry(n *node, k bpf.LaceFlowKey, from, to host, packets uint64, flags uint8) {
+func (c chat) wantEntry(n *node, k bpf.LaceFlowKey, from, to host, packets uint64, flags uint16) {
 	c.t.Helper()
 	f := n.flow(k)
 	want := bpf.LaceFlow{Flags: flags | uint16(bpf.LaceFlowFlagsFLOW_BRIDGED), Network: uint32(c.network()), Line: map[topology.NetworkID]uint32{storage: storageLine, twin: twinLine}[c.network()]}

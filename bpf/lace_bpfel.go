@@ -130,50 +130,53 @@ type LaceContext struct {
 		_  structs.HostLayout
 		U8 [6]uint8
 	}
-	Type           uint16
-	Vlan           uint16
-	VlanTci        uint16
-	Mtu            uint16
-	L3Len          uint16
-	V4             uint8
-	Tos            uint8
-	Tcp            uint8
-	Kind           uint8
-	Known          uint8
-	Reply          uint8
-	Underlay       uint8
-	Srh            uint8
-	IcmpType       uint8
-	IcmpCode       uint8
-	IcmpMtu        uint16
-	Nd             uint8
-	Raw            uint8
-	Stage          uint8
-	Ended          uint8
-	Ecn            uint8
-	L2             uint8
-	Bridged        uint8
-	Opaque         uint8
-	Direct         uint8
-	Shim           uint8
-	Router         uint8
-	Way            uint8
-	Outer          uint8
-	Translated     uint8
-	Masquerade     uint8
-	Reserved       uint8
-	Bare           uint8
-	_              [1]byte
-	L4             uint16
-	Quoted         uint16
-	QuotedL4       uint16
-	QuotedProtocol uint8
-	Neighbour      uint8
-	_              [2]byte
-	External       uint32
-	Out            uint32
-	OutFlags       uint16
-	OutDst         struct {
+	Type     uint16
+	Vlan     uint16
+	VlanTci  uint16
+	Mtu      uint16
+	L3Len    uint16
+	V4       uint8
+	Tos      uint8
+	Tcp      uint8
+	Kind     uint8
+	Known    uint8
+	Reply    uint8
+	Underlay uint8
+	Srh      uint8
+	IcmpType uint8
+	IcmpCode uint8
+	IcmpMtu  uint16
+	Nd       uint8
+	Raw      uint8
+	Stage    uint8
+	Ended    uint8
+	Ecn      uint8
+	L2       uint8
+	Bridged  uint8
+	Opaque   uint8
+	Direct   uint8
+	Shim     uint8
+	Router   uint8
+	Outside  struct {
+		_          structs.HostLayout
+		Way        uint8
+		Side       uint8
+		Translated uint8
+		Masquerade uint8
+		Reserved   uint8
+		Bare       uint8
+		Neighbour  uint8
+		Related    uint8
+	}
+	_        [1]byte
+	External uint32
+	Out      uint32
+	OutFlags uint16
+	L4       uint16
+	Quote    uint16
+	QuoteL4  uint16
+	Quoted   uint8
+	OutDst   struct {
 		_  structs.HostLayout
 		U8 [6]uint8
 	}
@@ -181,7 +184,7 @@ type LaceContext struct {
 		_  structs.HostLayout
 		U8 [6]uint8
 	}
-	_       [2]byte
+	_       [3]byte
 	Gateway LaceAddr
 	Rewrite struct {
 		_     structs.HostLayout
@@ -734,6 +737,10 @@ const (
 	LaceMapThisHost           = "this_host"
 	LaceMapTraffic            = "traffic"
 	LaceProgCollect           = "collect"
+	LaceProgHost              = "host"
+	LaceProgLoopback          = "loopback"
+	LaceProgOuter             = "outer"
+	LaceProgOuterRaw          = "outer_raw"
 	LaceProgPodL2             = "pod_l2"
 	LaceProgPodL3             = "pod_l3"
 	LaceProgProbeDecap        = "probe_decap"
@@ -741,11 +748,16 @@ const (
 	LaceProgSegmented         = "segmented"
 	LaceProgStageBridge       = "stage_bridge"
 	LaceProgStageDeliver      = "stage_deliver"
+	LaceProgStageEgress       = "stage_egress"
+	LaceProgStageEnter        = "stage_enter"
 	LaceProgStageError        = "stage_error"
+	LaceProgStageExit         = "stage_exit"
 	LaceProgStageFlood        = "stage_flood"
 	LaceProgStageFrame        = "stage_frame"
 	LaceProgStageGateway      = "stage_gateway"
+	LaceProgStageMasquerade   = "stage_masquerade"
 	LaceProgStageNeighbour    = "stage_neighbour"
+	LaceProgStageRelated      = "stage_related"
 	LaceProgStageRoute        = "stage_route"
 	LaceProgUplink            = "uplink"
 	LaceProgUplinkRaw         = "uplink_raw"
@@ -813,22 +825,31 @@ type LaceSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LaceProgramSpecs struct {
-	Collect        *ebpf.ProgramSpec `ebpf:"collect"`
-	PodL2          *ebpf.ProgramSpec `ebpf:"pod_l2"`
-	PodL3          *ebpf.ProgramSpec `ebpf:"pod_l3"`
-	ProbeDecap     *ebpf.ProgramSpec `ebpf:"probe_decap"`
-	ProbeEmpty     *ebpf.ProgramSpec `ebpf:"probe_empty"`
-	Segmented      *ebpf.ProgramSpec `ebpf:"segmented"`
-	StageBridge    *ebpf.ProgramSpec `ebpf:"stage_bridge"`
-	StageDeliver   *ebpf.ProgramSpec `ebpf:"stage_deliver"`
-	StageError     *ebpf.ProgramSpec `ebpf:"stage_error"`
-	StageFlood     *ebpf.ProgramSpec `ebpf:"stage_flood"`
-	StageFrame     *ebpf.ProgramSpec `ebpf:"stage_frame"`
-	StageGateway   *ebpf.ProgramSpec `ebpf:"stage_gateway"`
-	StageNeighbour *ebpf.ProgramSpec `ebpf:"stage_neighbour"`
-	StageRoute     *ebpf.ProgramSpec `ebpf:"stage_route"`
-	Uplink         *ebpf.ProgramSpec `ebpf:"uplink"`
-	UplinkRaw      *ebpf.ProgramSpec `ebpf:"uplink_raw"`
+	Collect         *ebpf.ProgramSpec `ebpf:"collect"`
+	Host            *ebpf.ProgramSpec `ebpf:"host"`
+	Loopback        *ebpf.ProgramSpec `ebpf:"loopback"`
+	Outer           *ebpf.ProgramSpec `ebpf:"outer"`
+	OuterRaw        *ebpf.ProgramSpec `ebpf:"outer_raw"`
+	PodL2           *ebpf.ProgramSpec `ebpf:"pod_l2"`
+	PodL3           *ebpf.ProgramSpec `ebpf:"pod_l3"`
+	ProbeDecap      *ebpf.ProgramSpec `ebpf:"probe_decap"`
+	ProbeEmpty      *ebpf.ProgramSpec `ebpf:"probe_empty"`
+	Segmented       *ebpf.ProgramSpec `ebpf:"segmented"`
+	StageBridge     *ebpf.ProgramSpec `ebpf:"stage_bridge"`
+	StageDeliver    *ebpf.ProgramSpec `ebpf:"stage_deliver"`
+	StageEgress     *ebpf.ProgramSpec `ebpf:"stage_egress"`
+	StageEnter      *ebpf.ProgramSpec `ebpf:"stage_enter"`
+	StageError      *ebpf.ProgramSpec `ebpf:"stage_error"`
+	StageExit       *ebpf.ProgramSpec `ebpf:"stage_exit"`
+	StageFlood      *ebpf.ProgramSpec `ebpf:"stage_flood"`
+	StageFrame      *ebpf.ProgramSpec `ebpf:"stage_frame"`
+	StageGateway    *ebpf.ProgramSpec `ebpf:"stage_gateway"`
+	StageMasquerade *ebpf.ProgramSpec `ebpf:"stage_masquerade"`
+	StageNeighbour  *ebpf.ProgramSpec `ebpf:"stage_neighbour"`
+	StageRelated    *ebpf.ProgramSpec `ebpf:"stage_related"`
+	StageRoute      *ebpf.ProgramSpec `ebpf:"stage_route"`
+	Uplink          *ebpf.ProgramSpec `ebpf:"uplink"`
+	UplinkRaw       *ebpf.ProgramSpec `ebpf:"uplink_raw"`
 }
 
 // LaceMapSpecs contains maps before they are loaded into the kernel.
@@ -1013,27 +1034,40 @@ type LaceVariables struct {
 //
 // It can be passed to LoadLaceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LacePrograms struct {
-	Collect        *ebpf.Program `ebpf:"collect"`
-	PodL2          *ebpf.Program `ebpf:"pod_l2"`
-	PodL3          *ebpf.Program `ebpf:"pod_l3"`
-	ProbeDecap     *ebpf.Program `ebpf:"probe_decap"`
-	ProbeEmpty     *ebpf.Program `ebpf:"probe_empty"`
-	Segmented      *ebpf.Program `ebpf:"segmented"`
-	StageBridge    *ebpf.Program `ebpf:"stage_bridge"`
-	StageDeliver   *ebpf.Program `ebpf:"stage_deliver"`
-	StageError     *ebpf.Program `ebpf:"stage_error"`
-	StageFlood     *ebpf.Program `ebpf:"stage_flood"`
-	StageFrame     *ebpf.Program `ebpf:"stage_frame"`
-	StageGateway   *ebpf.Program `ebpf:"stage_gateway"`
-	StageNeighbour *ebpf.Program `ebpf:"stage_neighbour"`
-	StageRoute     *ebpf.Program `ebpf:"stage_route"`
-	Uplink         *ebpf.Program `ebpf:"uplink"`
-	UplinkRaw      *ebpf.Program `ebpf:"uplink_raw"`
+	Collect         *ebpf.Program `ebpf:"collect"`
+	Host            *ebpf.Program `ebpf:"host"`
+	Loopback        *ebpf.Program `ebpf:"loopback"`
+	Outer           *ebpf.Program `ebpf:"outer"`
+	OuterRaw        *ebpf.Program `ebpf:"outer_raw"`
+	PodL2           *ebpf.Program `ebpf:"pod_l2"`
+	PodL3           *ebpf.Program `ebpf:"pod_l3"`
+	ProbeDecap      *ebpf.Program `ebpf:"probe_decap"`
+	ProbeEmpty      *ebpf.Program `ebpf:"probe_empty"`
+	Segmented       *ebpf.Program `ebpf:"segmented"`
+	StageBridge     *ebpf.Program `ebpf:"stage_bridge"`
+	StageDeliver    *ebpf.Program `ebpf:"stage_deliver"`
+	StageEgress     *ebpf.Program `ebpf:"stage_egress"`
+	StageEnter      *ebpf.Program `ebpf:"stage_enter"`
+	StageError      *ebpf.Program `ebpf:"stage_error"`
+	StageExit       *ebpf.Program `ebpf:"stage_exit"`
+	StageFlood      *ebpf.Program `ebpf:"stage_flood"`
+	StageFrame      *ebpf.Program `ebpf:"stage_frame"`
+	StageGateway    *ebpf.Program `ebpf:"stage_gateway"`
+	StageMasquerade *ebpf.Program `ebpf:"stage_masquerade"`
+	StageNeighbour  *ebpf.Program `ebpf:"stage_neighbour"`
+	StageRelated    *ebpf.Program `ebpf:"stage_related"`
+	StageRoute      *ebpf.Program `ebpf:"stage_route"`
+	Uplink          *ebpf.Program `ebpf:"uplink"`
+	UplinkRaw       *ebpf.Program `ebpf:"uplink_raw"`
 }
 
 func (p *LacePrograms) Close() error {
 	return _LaceClose(
 		p.Collect,
+		p.Host,
+		p.Loopback,
+		p.Outer,
+		p.OuterRaw,
 		p.PodL2,
 		p.PodL3,
 		p.ProbeDecap,
@@ -1041,11 +1075,16 @@ func (p *LacePrograms) Close() error {
 		p.Segmented,
 		p.StageBridge,
 		p.StageDeliver,
+		p.StageEgress,
+		p.StageEnter,
 		p.StageError,
+		p.StageExit,
 		p.StageFlood,
 		p.StageFrame,
 		p.StageGateway,
+		p.StageMasquerade,
 		p.StageNeighbour,
+		p.StageRelated,
 		p.StageRoute,
 		p.Uplink,
 		p.UplinkRaw,

@@ -228,7 +228,7 @@ static __always_inline int take_new(struct __sk_buff *skb, struct context *ctx, 
 
 		recall(ctx, flow);
 		ctx->sid = sid;
-		if (network != flow->network)
+		if (network != flow->network && flow->network != NETWORK_OUTSIDE)
 			ctx->known = 0;
 		ctx->network = network;
 		return decide(skb, ctx, l2);
@@ -253,6 +253,8 @@ static __always_inline int take_flow(struct __sk_buff *skb, struct context *ctx,
 	ctx->direct = !!(flow->flags & FLOW_DIRECT);
 	if (l2)
 		return deliver_frame(skb, ctx, flow->counter);
+	if (flow->way != WAY_CONTAINER || flow->flags & FLOW_TRANSLATED)
+		return go_to(skb, STAGE_EGRESS);
 	ctx->mac = flow->mac;
 	return deliver_decapsulated(skb, ctx, flow->counter);
 }
@@ -285,6 +287,34 @@ static __always_inline int take(struct __sk_buff *skb, struct context *ctx, cons
 	return take_flow(skb, ctx, outer->nexthdr, false);
 }
 
+/* What is not for the overlay may come from the outside to a container, or be nobody's business here. l2: a literal. */
+static __always_inline int pass_by(struct __sk_buff *skb, const struct config *cfg, __u32 l2)
+{
+	if (cfg->outside)
+		bpf_tail_call(skb, &stages, l2 ? STAGE_OUTER : STAGE_OUTER_RAW);
+	return PASS;
+}
+
+static __always_inline bool is_ours(const union addr *addr, const struct config *cfg)
+{
+	return (first_half(addr) & cfg->locator_mask) == cfg->locator;
+}
+
+/* The outer destination. False: the packet is not IPv6. */
+static __always_inline bool read_destination(struct __sk_buff *skb, union addr *dst, __u32 l2)
+{
+	struct ipv6hdr *ip;
+
+	if (skb->protocol != bpf_htons(ETH_P_IPV6))
+		return false;
+	pull(skb, l2 + OUTER_LEN + SRH_LEN + IP_HEADER_MAX + 20);
+	ip = packet_start(skb) + l2;
+	if ((void *)(ip + 1) > packet_end(skb))
+		return false;
+	__builtin_memcpy(dst, &ip->daddr, sizeof(*dst));
+	return true;
+}
+
 static __always_inline int from_underlay(struct __sk_buff *skb, __u32 l2)
 {
 	struct outer outer = {};
@@ -294,17 +324,15 @@ static __always_inline int from_underlay(struct __sk_buff *skb, __u32 l2)
 	union addr dst;
 
 	/* A tagged frame belongs to a VLAN interface above this one, and others are only overheard. */
-	if (skb->vlan_present || skb->pkt_type != PACKET_HOST || skb->protocol != bpf_htons(ETH_P_IPV6))
+	if (skb->vlan_present || skb->pkt_type != PACKET_HOST)
 		return PASS;
 	cfg = node(active_generation());
 	if (!cfg || !cfg->locator_mask)
 		return PASS;
-	pull(skb, l2 + OUTER_LEN + SRH_LEN + IP_HEADER_MAX + 20);
+	if (!read_destination(skb, &dst, l2) || !is_ours(&dst, cfg))
+		return pass_by(skb, cfg, l2);
 	ip = packet_start(skb) + l2;
 	if ((void *)(ip + 1) > packet_end(skb))
-		return PASS;
-	__builtin_memcpy(&dst, &ip->daddr, sizeof(dst));
-	if ((first_half(&dst) & cfg->locator_mask) != cfg->locator)
 		return PASS;
 	outer.nexthdr = ip->nexthdr;
 	outer.ecn = traffic_class(ip) & ECN_MASK;

@@ -22,6 +22,25 @@ static __always_inline struct flow *find_flow(const struct flow_key *key)
 	return table ? bpf_map_lookup_elem(table, key) : NULL;
 }
 
+/*
+ * The key of the other direction of a flow: that of its packets as they go on, turned round.
+ */
+static __always_inline void opposite(struct flow_key *to, const struct flow_key *key, const struct flow *flow)
+{
+	struct flow_key rewritten;
+
+	if (!(flow->flags & FLOW_TRANSLATED)) {
+		turn(to, key, flow->network);
+		return;
+	}
+	rewritten = *key;
+	rewritten.src = flow->to.src;
+	rewritten.dst = flow->to.dst;
+	rewritten.sport = flow->to.sport;
+	rewritten.dport = flow->to.dport;
+	turn(to, &rewritten, flow->network);
+}
+
 static __always_inline bool is_bare_syn(const struct context *ctx)
 {
 	return ctx->key.protocol == IPPROTO_TCP && (ctx->tcp & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
@@ -85,7 +104,7 @@ static __noinline int follow(struct flow *flow)
 
 	if (!ctx || !flow)
 		return 0;
-	turn(&key, &ctx->key, flow->network);
+	opposite(&key, &ctx->key, flow);
 	partner = find_flow(&key);
 	if (!partner)
 		return 0;
@@ -168,12 +187,43 @@ static __always_inline void begin(struct flow *flow, const struct context *ctx)
 		flow->flags |= FLOW_ROUTER;
 }
 
-/* Which way does the packet go on? */
-static __always_inline enum reason way_on(const struct context *ctx)
+/* What is counted of a packet that comes to a container here. */
+static __always_inline enum reason way_in(const struct context *ctx)
 {
 	if (ctx->underlay)
 		return REASON_DECAPSULATED;
-	return ctx->ifindex ? REASON_LOCAL : REASON_ENCAPSULATED;
+	if (!ctx->outside.side)
+		return REASON_LOCAL;
+	return ctx->outside.side == OUTER_OUTSIDE ? REASON_INGRESS : REASON_FROM_HOST;
+}
+
+/* Which way does the packet go on? */
+static __always_inline enum reason way_on(const struct context *ctx)
+{
+	switch (ctx->outside.way) {
+	case WAY_CONTAINER:
+		return way_in(ctx);
+	case WAY_NODE:
+		return REASON_ENCAPSULATED;
+	case WAY_OUT:
+		return REASON_EGRESS;
+	}
+	return REASON_TO_HOST;
+}
+
+/* Out of which interface, and to whom, as it has just been looked up. Without the next hop's MAC address that holds for one packet only. */
+static __always_inline void leave_by(struct flow *flow, const struct context *ctx)
+{
+	bool lasts = ctx->outside.neighbour || ctx->out_flags & EGRESS_RAW;
+
+	flow->ifindex = ctx->out;
+	flow->mac = ctx->out_dst;
+	flow->from = ctx->out_src;
+	flow->mtu = ctx->mtu;
+	flow->looked = tick() - !lasts;
+	flow->flags &= ~FLOW_RAW;
+	if (ctx->out_flags & EGRESS_RAW)
+		flow->flags |= FLOW_RAW;
 }
 
 /* The direction of the packet. */
@@ -181,6 +231,7 @@ static __always_inline void begin_there(struct flow *flow, const struct context 
 {
 	begin(flow, ctx);
 	flow->network = ctx->network;
+	flow->way = ctx->outside.way;
 	flow->ifindex = ctx->ifindex;
 	flow->mac = ctx->bridged ? ctx->to : ctx->mac;
 	flow->mtu = ctx->mtu;
@@ -193,7 +244,23 @@ static __always_inline void begin_there(struct flow *flow, const struct context 
 		flow->flags |= FLOW_UNDERLAY;
 		flow->source = ctx->source;
 	}
+	if (ctx->outside.side)
+		flow->source = ctx->source;
+	if (ctx->outside.translated) {
+		flow->flags |= FLOW_TRANSLATED;
+		flow->to = ctx->rewrite;
+	}
+	if (ctx->outside.way == WAY_OUT)
+		leave_by(flow, ctx);
 	flow->counter = traffic_index(ctx->traffic, way_on(ctx));
+}
+
+/* The counter of the network that the packet goes to. */
+static __always_inline __u32 traffic_of(const struct context *ctx, enum reason reason)
+{
+	struct network *network = find_network(ctx, ctx->network);
+
+	return traffic_index(network ? network->traffic : 0, reason);
 }
 
 /* The way back to the container that sent the packet. */
@@ -209,16 +276,58 @@ static __always_inline bool back_to_container(struct __sk_buff *skb, struct flow
 	flow->mtu = port->mtu;
 	if (port->flags & PORT_DIRECT)
 		flow->flags |= FLOW_DIRECT;
-	if (ctx->ifindex) {
-		struct network *network = find_network(ctx, ctx->network);
-
-		flow->counter = traffic_index(network ? network->traffic : 0, REASON_LOCAL);
+	switch (ctx->outside.way) {
+	case WAY_CONTAINER:
+		flow->counter = traffic_of(ctx, REASON_LOCAL);
+		return true;
+	case WAY_NODE:
+		flow->flags |= FLOW_UNDERLAY;
+		flow->counter = traffic_index(ctx->traffic, REASON_DECAPSULATED);
+		compose_sid(&flow->sid, cfg->locator, cfg->locator_bits,
+			    ctx->bridged ? FUNCTION_END_DT2U : FUNCTION_END_DT46, ctx->key.network);
+		return true;
+	case WAY_OUT:
+		flow->counter = traffic_index(ctx->traffic, REASON_INGRESS);
 		return true;
 	}
+	flow->counter = traffic_index(ctx->traffic, REASON_FROM_HOST);
+	return true;
+}
+
+/* The way back out of the overlay, or to the host. */
+static __always_inline bool back_outside(struct flow *flow, const struct context *ctx)
+{
+	struct config *cfg = node(ctx->generation);
+
+	if (!cfg)
+		return false;
+	flow->counter = traffic_index(ctx->traffic, REASON_TO_HOST);
+	flow->way = ctx->outside.side == OUTER_LOOPBACK ? WAY_LOOPBACK : WAY_HOST;
+	if (ctx->outside.side == OUTER_OUTSIDE) {
+		flow->counter = traffic_index(ctx->traffic, REASON_EGRESS);
+		flow->way = WAY_OUT;
+		flow->looked = tick() - 1;
+	}
+	if (ctx->outside.way != WAY_NODE)
+		return true;
 	flow->flags |= FLOW_UNDERLAY;
-	flow->counter = traffic_index(ctx->traffic, REASON_DECAPSULATED);
-	compose_sid(&flow->sid, cfg->locator, cfg->locator_bits, ctx->bridged ? FUNCTION_END_DT2U : FUNCTION_END_DT46,
-		    ctx->key.network);
+	compose_sid(&flow->sid, cfg->locator, cfg->locator_bits, FUNCTION_END_DT46, named(ctx, ctx->key.network));
+	return true;
+}
+
+/* The way back to the node that sent the packet. What comes back from outside is sent on as from the network that it is in. */
+static __always_inline bool back_to_node(struct flow *flow, const struct context *ctx)
+{
+	struct config *cfg = node(ctx->generation);
+
+	if (!cfg)
+		return false;
+	flow->way = WAY_NODE;
+	flow->sid = ctx->back;
+	flow->mac = ctx->from; /* of a frame */
+	flow->counter = traffic_index(ctx->traffic, REASON_ENCAPSULATED);
+	if (ctx->outside.way != WAY_CONTAINER)
+		compose_sid(&flow->source, cfg->locator, cfg->locator_bits, FUNCTION_SOURCE, named(ctx, ctx->network));
 	return true;
 }
 
@@ -229,12 +338,19 @@ static __always_inline bool begin_back(struct __sk_buff *skb, struct flow *flow,
 	flow->network = ctx->key.network;
 	if (!ctx->reply)
 		flow->flags |= FLOW_REPLY;
-	if (!ctx->underlay)
-		return back_to_container(skb, flow, ctx);
-	flow->sid = ctx->back;
-	flow->mac = ctx->from; /* of a frame */
-	flow->counter = traffic_index(ctx->traffic, REASON_ENCAPSULATED);
-	return true;
+	if (ctx->outside.translated) {
+		struct flow_key turned;
+
+		turn(&turned, &ctx->key, 0);
+		flow->flags |= FLOW_TRANSLATED;
+		flow->to.src = turned.src;
+		flow->to.dst = turned.dst;
+		flow->to.sport = turned.sport;
+		flow->to.dport = turned.dport;
+	}
+	if (ctx->outside.side)
+		return back_outside(flow, ctx);
+	return ctx->underlay ? back_to_node(flow, ctx) : back_to_container(skb, flow, ctx);
 }
 
 static __always_inline void count_first(struct flow *flow, const struct context *ctx)
@@ -245,6 +361,122 @@ static __always_inline void count_first(struct flow *flow, const struct context 
 	flow->ack = ctx->ack;
 }
 
+static __always_inline bool same_key(const struct flow_key *a, const struct flow_key *b)
+{
+	return a->network == b->network && same_addr(&a->src, &b->src) && same_addr(&a->dst, &b->dst) &&
+	       a->sport == b->sport && a->dport == b->dport && a->protocol == b->protocol;
+}
+
+static __always_inline bool same_rewrite(const struct rewrite *a, const struct rewrite *b)
+{
+	return same_addr(&a->src, &b->src) && same_addr(&a->dst, &b->dst) && a->sport == b->sport &&
+	       a->dport == b->dport;
+}
+
+/* The key of the other direction, of a packet that is being decided. */
+static __always_inline void far_key(struct flow_key *to, const struct context *ctx)
+{
+	struct flow_key key = ctx->key;
+
+	if (ctx->outside.translated) {
+		key.src = ctx->rewrite.src;
+		key.dst = ctx->rewrite.dst;
+		key.sport = ctx->rewrite.sport;
+		key.dport = ctx->rewrite.dport;
+	}
+	turn(to, &key, ctx->network);
+}
+
+/* May a flow that is known as closed make place for another? Its ends have said all that they had to say. */
+static __always_inline bool makes_place(const struct flow *flow, const struct flow_key *key)
+{
+	return flow->state == FLOW_CLOSED && key->protocol == IPPROTO_TCP && !(flow->flags & FLOW_ENDED) &&
+	       tick() - flow->seen > 1;
+}
+
+/*
+ * Write the entry of the way back of a flow that comes from outside or is translated: its key may be another flow's, which is not
+ * to be lost. What closed a while ago makes place; so does an earlier flow of the same packets. 0, or the reason why not. A function of its
+ * own, as keys take much of the stack.
+ */
+static __noinline int claim(const struct flow_key *back, const struct flow *flow)
+{
+	struct context *ctx = context();
+	void *table = flow_table();
+	struct flow_key theirs;
+	struct flow *old;
+
+	if (!ctx || !table || !back || !flow)
+		return REASON_CONNTRACK_FULL;
+	if (!bpf_map_update_elem(table, back, flow, BPF_NOEXIST))
+		return 0;
+	old = bpf_map_lookup_elem(table, back);
+	if (!old)
+		return REASON_CONNTRACK_FULL;
+	opposite(&theirs, back, old);
+	if (!same_key(&theirs, &ctx->key)) {
+		if (!makes_place(old, back))
+			return REASON_FLOW_CLASH;
+		bpf_map_delete_elem(table, &theirs);
+	}
+	return bpf_map_update_elem(table, back, flow, BPF_ANY) ? REASON_CONNTRACK_FULL : 0;
+}
+
+/* Write the entry of the way back. 0, or the reason why not. */
+static __noinline int commit_back(struct __sk_buff *skb, const struct flow_key *back)
+{
+	struct context *ctx = context();
+	void *table = flow_table();
+	struct flow flow;
+
+	if (!ctx || !table || !back)
+		return REASON_CONNTRACK_FULL;
+	if (!begin_back(skb, &flow, ctx))
+		return REASON_NO_PORT;
+	if (ctx->known)
+		keep(&flow, back);
+	else if (ctx->outside.side || ctx->outside.translated)
+		return claim(back, &flow);
+	return bpf_map_update_elem(table, back, &flow, BPF_ANY) ? REASON_CONNTRACK_FULL : 0;
+}
+
+/* A known flow whose packets are to become something else now is another one. An answer cannot begin that. */
+static __always_inline enum reason check_translation(struct context *ctx)
+{
+	struct flow *old = find_flow(&ctx->key);
+	void *table = flow_table();
+	struct flow_key back;
+
+	if (!old || !table)
+		return REASON_NONE;
+	if (!(old->flags & FLOW_TRANSLATED) == !ctx->outside.translated &&
+	    (!ctx->outside.translated || same_rewrite(&old->to, &ctx->rewrite)))
+		return REASON_NONE;
+	if (ctx->reply)
+		return REASON_NO_FLOW;
+	opposite(&back, &ctx->key, old);
+	bpf_map_delete_elem(table, &back);
+	bpf_map_delete_elem(table, &ctx->key);
+	ctx->known = 0;
+	return REASON_NONE;
+}
+
+static __noinline int commit_there(struct __sk_buff *skb)
+{
+	struct context *ctx = context();
+	void *table = flow_table();
+	struct flow flow;
+
+	if (!ctx || !table)
+		return REASON_CONNTRACK_FULL;
+	begin_there(&flow, ctx);
+	if (ctx->known)
+		keep(&flow, &ctx->key);
+	else
+		count_first(&flow, ctx);
+	return bpf_map_update_elem(table, &ctx->key, &flow, BPF_ANY) ? REASON_CONNTRACK_FULL : 0;
+}
+
 /*
  * Write the decision about the packet's flow down, for both directions. What was known of it stays. 0, or the reason why not:
  * then nothing new is left, and a flow that was known is as it was. An answer from another node says nothing of where the
@@ -253,27 +485,23 @@ static __always_inline void count_first(struct flow *flow, const struct context 
 __noinline int commit(struct __sk_buff *skb)
 {
 	struct context *ctx = context();
+	enum reason reason = REASON_NONE;
 	void *table = flow_table();
 	struct flow_key back;
-	struct flow flow;
+	struct flow *now;
 
 	if (!ctx || !table)
 		return REASON_CONNTRACK_FULL;
-	turn(&back, &ctx->key, ctx->network);
-	if (!(ctx->known && ctx->reply && ctx->underlay)) {
-		if (!begin_back(skb, &flow, ctx))
-			return REASON_NO_PORT;
-		if (ctx->known)
-			keep(&flow, &back);
-		if (bpf_map_update_elem(table, &back, &flow, BPF_ANY))
-			return REASON_CONNTRACK_FULL;
-	}
-	begin_there(&flow, ctx);
 	if (ctx->known)
-		keep(&flow, &ctx->key);
-	else
-		count_first(&flow, ctx);
-	if (bpf_map_update_elem(table, &ctx->key, &flow, BPF_ANY)) {
+		reason = check_translation(ctx);
+	if (reason)
+		return reason;
+	far_key(&back, ctx);
+	if (!ctx->outside.reserved && !(ctx->known && ctx->reply && ctx->underlay))
+		reason = commit_back(skb, &back);
+	if (reason)
+		return reason;
+	if (commit_there(skb)) {
 		if (!ctx->known)
 			bpf_map_delete_elem(table, &back);
 		return REASON_CONNTRACK_FULL;
@@ -282,9 +510,7 @@ __noinline int commit(struct __sk_buff *skb)
 		tell(skb, way_on(ctx), VERDICT_PASSED);
 		return 0;
 	}
-
-	struct flow *now = bpf_map_lookup_elem(table, &ctx->key);
-
+	now = bpf_map_lookup_elem(table, &ctx->key);
 	if (now)
 		track(now, ctx);
 	return 0;
@@ -314,14 +540,15 @@ static __always_inline void bury(const struct flow_key *key)
 }
 
 /* The flow cannot go on, in neither direction. forbidden: by the topology, so that its ends may both go on to send. */
-static __always_inline void end_flow(struct context *ctx, __u32 network, bool forbidden)
+static __always_inline void end_flow(struct context *ctx, bool forbidden)
 {
+	struct flow *old = ctx->known ? find_flow(&ctx->key) : NULL;
 	void *table = flow_table();
 	struct flow_key back;
 
-	if (!ctx->known || !table)
+	if (!old || !table)
 		return;
-	turn(&back, &ctx->key, network);
+	opposite(&back, &ctx->key, old);
 	if (forbidden && ctx->key.protocol == IPPROTO_TCP) {
 		bury(&ctx->key);
 		bury(&back);

@@ -217,6 +217,9 @@ __noinline int parse_error(struct __sk_buff *skb, __u32 offset, __u32 from_under
 	}
 	turn(&ctx->key, &quoted, ctx->key.network);
 	ctx->kind = PACKET_ICMP_ERROR;
+	ctx->quote = ctx->l4 + sizeof(struct icmp_start);
+	ctx->quote_l4 = ctx->quote + (q.offset - offset);
+	ctx->quoted = q.protocol;
 	return REASON_NONE;
 }
 
@@ -346,6 +349,7 @@ static __always_inline enum reason parse_flow_v4(struct __sk_buff *skb, struct c
 	if (!load(skb, offset, &ip, sizeof(ip)))
 		return REASON_MALFORMED;
 	at.offset = offset + ip.ihl * 4;
+	ctx->l4 = ip.ihl * 4;
 	at.id = ip.id;
 	at.protocol = ip.protocol;
 	ctx->key.protocol = at.protocol;
@@ -363,6 +367,7 @@ static __always_inline enum reason parse_flow_v6(struct __sk_buff *skb, struct c
 
 	if (!load(skb, offset + offsetof(struct ipv6hdr, nexthdr), &at.protocol, sizeof(at.protocol)))
 		return REASON_MALFORMED;
+	ctx->l4 = sizeof(struct ipv6hdr);
 	if (!is_extension(at.protocol)) {
 		ctx->key.protocol = at.protocol;
 		return parse_transport(skb, ctx, &at, from_underlay);
@@ -370,6 +375,7 @@ static __always_inline enum reason parse_flow_v6(struct __sk_buff *skb, struct c
 	if (!find_upper(skb, at.offset, at.protocol))
 		return REASON_MALFORMED;
 	at.offset = upper->offset;
+	ctx->l4 = at.offset - offset;
 	at.protocol = upper->protocol;
 	at.id = upper->id;
 	ctx->key.protocol = at.protocol;

@@ -84,13 +84,22 @@ static __always_inline bool may_tell(struct event_budget *budget)
 /* Set by `lace explain` in programs of its own, which are never attached. */
 volatile const __u8 explaining = 0;
 
+/*
+ * The network that a packet comes from, or goes to, as people name it: of what is outside of the overlay, the external network that its
+ * address was found in.
+ */
+static __always_inline __u32 named(const struct context *ctx, __u32 network)
+{
+	return network == NETWORK_OUTSIDE && ctx->external ? ctx->external : network;
+}
+
 static __always_inline void describe(struct event *event, const struct __sk_buff *skb, const struct context *ctx)
 {
 	event->time = bpf_ktime_get_ns();
 	event->ifindex = skb->ifindex;
 	event->len = skb->len;
-	event->network = ctx->key.network;
-	event->to = ctx->network;
+	event->network = named(ctx, ctx->key.network);
+	event->to = named(ctx, ctx->network);
 	event->line = ctx->line;
 	event->peer = ctx->peer;
 	event->generation = ctx->generation;
@@ -99,9 +108,9 @@ static __always_inline void describe(struct event *event, const struct __sk_buff
 	event->mtu = ctx->mtu;
 	event->stage = ctx->stage;
 	event->ethernet = !ctx->raw;
-	event->way = ctx->way;
-	event->outer = ctx->outer;
-	event->translated = ctx->translated;
+	event->way = ctx->outside.way;
+	event->outer = ctx->outside.side;
+	event->translated = ctx->outside.translated;
 	event->rewrite = ctx->rewrite;
 	__builtin_memset(event->pad, 0, sizeof(event->pad));
 }
@@ -197,7 +206,7 @@ __noinline int note(struct __sk_buff *skb, __u32 reason)
 		return 0;
 	counter->packets++;
 	counter->bytes += skb->len;
-	count_refusal_of(ctx->key.network, reason, skb->len);
+	count_refusal_of(named(ctx, ctx->key.network), reason, skb->len);
 	return tell(skb, reason, ctx->ended ? VERDICT_ENDED : VERDICT_REFUSED);
 }
 
@@ -248,6 +257,8 @@ static __always_inline struct context *start(struct __sk_buff *skb)
 	ctx->direct = 0;
 	ctx->shim = 0;
 	ctx->router = 0;
+	ctx->external = 0;
+	__builtin_memset(&ctx->outside, 0, sizeof(ctx->outside));
 	step(skb, ctx, STAGE_ENTRY);
 	return ctx;
 }

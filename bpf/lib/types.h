@@ -455,6 +455,26 @@ struct upper {
 	__u8 protocol; /* ROUTING: a routing header, which no packet here may have */
 };
 
+/* Where a packet came in that no container and no node sent. */
+enum outer_side {
+	OUTER_NONE,
+	OUTER_OUTSIDE,	/* an interface of the host */
+	OUTER_HOST,	/* lc-host-peer: the host's stack */
+	OUTER_LOOPBACK, /* lo: the host's stack, to itself */
+};
+
+/* What a packet is that comes from outside of the overlay or leaves it. 8 bytes, which are cleared at once. */
+struct outside {
+	__u8 way;	 /* deliver: enum way */
+	__u8 side;	 /* enum outer_side */
+	__u8 translated; /* deliver: it becomes `rewrite` */
+	__u8 masquerade; /* … and its sender's address is the host's */
+	__u8 reserved;	 /* the entry of the way back is written */
+	__u8 bare;	 /* from the underlay: the outer header is off already */
+	__u8 neighbour;	 /* OUT: the MAC addresses of the frame are known */
+	__u8 related;	 /* ICMP error: it is rewritten already */
+};
+
 /* What the stages hand on, one per CPU. Valid from an entry program to the end of its tail calls. */
 struct context {
 	struct flow_key key; /* of the packet; an ICMP error has that of its flow */
@@ -497,38 +517,23 @@ struct context {
 	__u8 ecn;   /* from the underlay: congestion bits of the outer header */
 	__u8 l2;    /* the port is in an L2 network */
 	/* What is said of a frame of an L2 network; all 0 for what is routed. */
-	__u8 bridged; /* it is carried as it is */
-	__u8 opaque;  /* it belongs to no flow: not IP, tagged, or for many */
-	__u8 direct;  /* deliver: the local end is a device of the host */
-	__u8 shim;    /* from the underlay: behind a GRE header */
-	__u8 router;  /* deliver: the far end is a router, which knows no shim */
-	/* What is said of packets from and to the outside. */
-	__u8 way;	 /* deliver: enum way */
-	__u8 outer;	 /* enum outer_side: where it came in from outside of the overlay */
-	__u8 translated; /* deliver: it becomes `rewrite` */
-	__u8 masquerade; /* … with a port that is still to be chosen */
-	__u8 reserved;	 /* the entry of the way back is written */
-	__u8 bare;	 /* from the underlay: the outer header is off already */
-	__u16 l4;	 /* where the transport header is, from the IP header on */
-	__u16 quoted;	 /* ICMP error: where the IP header is that it quotes, … */
-	__u16 quoted_l4; /* … and the transport header of that */
-	__u8 quoted_protocol;
-	__u8 neighbour;	 /* OUT: the MAC addresses below are known */
-	__u32 external;	 /* network of the far end outside */
-	__u32 out;	 /* OUT: the interface */
-	__u16 out_flags; /* enum egress_flags */
-	struct mac out_dst;
+	__u8 bridged;		/* it is carried as it is */
+	__u8 opaque;		/* it belongs to no flow: not IP, tagged, or for many */
+	__u8 direct;		/* deliver: the local end is a device of the host */
+	__u8 shim;		/* from the underlay: behind a GRE header */
+	__u8 router;		/* deliver: the far end is a router, which knows no shim */
+	struct outside outside; /* which way it goes, and what becomes of it; all 0 for what stays in the overlay */
+	__u32 external;		/* network of the far end outside */
+	__u32 out;		/* OUT: the interface */
+	__u16 out_flags;	/* … enum egress_flags */
+	__u16 l4;		/* where the transport header is, from the IP header on */
+	__u16 quote;		/* ICMP error: where the IP header is that it quotes, from its own on, … */
+	__u16 quote_l4;		/* … and the transport header behind that */
+	__u8 quoted;		/* … and that one's protocol */
+	struct mac out_dst;	/* OUT: addresses of the frame, where the next hop's is known */
 	struct mac out_src;
 	union addr gateway; /* OUT: the next hop */
 	struct rewrite rewrite;
-};
-
-/* Where a packet came in that no container and no node sent. */
-enum outer_side {
-	OUTER_NONE,
-	OUTER_OUTSIDE,	/* an interface of the host */
-	OUTER_HOST,	/* lc-host-peer: the host's stack */
-	OUTER_LOOPBACK, /* lo: the host's stack, to itself */
 };
 
 enum packet_kind {
