@@ -111,6 +111,14 @@ func forms(t *testing.T, f func(t *testing.T, vrf bool)) {
 	})
 }
 
+// notInVM leaves out what all kernels do alike.
+func notInVM(t *testing.T) {
+	t.Helper()
+	if os.Getenv("LACE_VM") != "" {
+		t.Skip("takes minutes where processors are emulated: run it on the machine itself, without LACE_VM")
+	}
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
