@@ -20,7 +20,7 @@ import (
 // events, budgets) is in tables of the programs' own.
 var shared = []string{
 	"generation", "node_config", "heartbeat", "ports", "endpoints", "fdb", "groups", "members", "networks", "blocks", "peerings",
-	"peers", "nexthops",
+	"externals", "published", "this_host", "addresses", "egresses", "peers", "nexthops",
 }
 
 // Aside is the programs once more, beside those that are attached: they read the configuration that holds, and leave no

@@ -42,6 +42,10 @@ const (
 	Segmented Program = "segmented"  // at the far end of the segmenter
 	Uplink    Program = "uplink"     // at an interface of the underlay
 	UplinkRaw Program = "uplink_raw" // at one without an Ethernet header
+	Host      Program = "host"       // at lc-host-peer: what the host's own stack sends into the overlay
+	Outer     Program = "outer"      // at an interface of the host that packets may leave by, and that is no uplink
+	OuterRaw  Program = "outer_raw"  // at one without an Ethernet header
+	Loopback  Program = "loopback"   // at lo, while ports are published: what the host sends to itself
 )
 
 // Filters attach programs on kernels without TCX; netdev implements it with clsact. Both replace in place.
@@ -153,16 +157,24 @@ func setConstants(spec *ebpf.CollectionSpec, decapByFlags bool) error {
 	return nil
 }
 
-// stagePrograms are the tail calls by their index. The entry is a stage of events only.
+// stagePrograms are the tail calls by their index. The entry is a stage of events only; outer and outer_raw are entry programs
+// too, which uplinks hand on to.
 var stagePrograms = map[bpf.LaceStage]string{
-	bpf.LaceStageSTAGE_ROUTE:     "stage_route",
-	bpf.LaceStageSTAGE_DELIVER:   "stage_deliver",
-	bpf.LaceStageSTAGE_GATEWAY:   "stage_gateway",
-	bpf.LaceStageSTAGE_ERROR:     "stage_error",
-	bpf.LaceStageSTAGE_BRIDGE:    "stage_bridge",
-	bpf.LaceStageSTAGE_NEIGHBOUR: "stage_neighbour",
-	bpf.LaceStageSTAGE_FLOOD:     "stage_flood",
-	bpf.LaceStageSTAGE_FRAME:     "stage_frame",
+	bpf.LaceStageSTAGE_ROUTE:      "stage_route",
+	bpf.LaceStageSTAGE_DELIVER:    "stage_deliver",
+	bpf.LaceStageSTAGE_GATEWAY:    "stage_gateway",
+	bpf.LaceStageSTAGE_ERROR:      "stage_error",
+	bpf.LaceStageSTAGE_BRIDGE:     "stage_bridge",
+	bpf.LaceStageSTAGE_NEIGHBOUR:  "stage_neighbour",
+	bpf.LaceStageSTAGE_FLOOD:      "stage_flood",
+	bpf.LaceStageSTAGE_FRAME:      "stage_frame",
+	bpf.LaceStageSTAGE_OUTER:      string(Outer),
+	bpf.LaceStageSTAGE_OUTER_RAW:  string(OuterRaw),
+	bpf.LaceStageSTAGE_ENTER:      "stage_enter",
+	bpf.LaceStageSTAGE_EXIT:       "stage_exit",
+	bpf.LaceStageSTAGE_MASQUERADE: "stage_masquerade",
+	bpf.LaceStageSTAGE_EGRESS:     "stage_egress",
+	bpf.LaceStageSTAGE_RELATED:    "stage_related",
 }
 
 // fillStages fills and pins the tail calls before a program that needs them is attached, so that the
@@ -183,6 +195,9 @@ func (h *Hooks) fillStages() error {
 
 func putStages(coll *ebpf.Collection) error {
 	for i, name := range stagePrograms {
+		if coll.Programs[name] == nil {
+			continue // the object does not have it
+		}
 		if err := coll.Maps["stages"].Put(uint32(i), coll.Programs[name]); err != nil {
 			return fmt.Errorf("put program %s into map stages: %w", name, err)
 		}
