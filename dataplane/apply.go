@@ -74,7 +74,7 @@ func (d *Dataplane) bring(ctx context.Context, n *draft) (Applied, error) {
 	if _, err := d.dev.Prepare(n.plan, netdev.Options{VRF: d.vrf, MTU: n.uplinkMTU}); err != nil {
 		return Applied{}, err
 	}
-	if _, err := d.attachPrograms(n.wiring, n.uplinks); err != nil {
+	if err := d.enter(n); err != nil {
 		return Applied{}, err
 	}
 	resized, err := d.resizeFlows(n.plan.Conntrack.Max)
@@ -101,13 +101,27 @@ func (d *Dataplane) bring(ctx context.Context, n *draft) (Applied, error) {
 	return Applied{Generation: synced.Generation, Changed: changed}, nil
 }
 
+// enter puts programs where a draft wants them, and tells them what the host is to it. What is in use now stays so.
+func (d *Dataplane) enter(n *draft) error {
+	host, err := d.readHost(n.plan)
+	if err != nil {
+		return err
+	}
+	host = host.and(d.host)
+	sites, err := d.sites(n.wiring, n.uplinks, host)
+	if err != nil {
+		return err
+	}
+	attached, _, err := d.attachTo(sites)
+	return errors.Join(err, d.writeHost(host, attached))
+}
+
 // settle takes the draft over that holds now, and removes what only the topology before had. What fails is tried again by Run.
 func (d *Dataplane) settle(n *draft) error {
-	left := d.uplinks
 	d.wiring, d.uplinkState, d.plan = n.wiring, n.uplinkState, n.plan
 	d.vouch.Store(true)
 	_, err := d.dev.Apply(d.plan, netdev.Options{VRF: d.vrf, MTU: d.uplinkMTU})
-	return errors.Join(d.problem, d.beat(), d.leaveUplinks(left), err, d.attachAll())
+	return errors.Join(d.problem, d.beat(), err, d.attachAll())
 }
 
 // wiring is what a topology makes of the containers and devices on this node.
@@ -141,11 +155,15 @@ func (d *Dataplane) rewire(t *topology.Topology) (wiring, error) {
 	if err != nil {
 		return wiring{}, err
 	}
+	published, err := d.published()
+	if err != nil {
+		return wiring{}, err
+	}
 	for _, p := range ports {
-		if err := w.adopt(p, were[p.Index]); err != nil {
+		if err := w.adopt(p, were[p.Index], published(p)); err != nil {
 			d.log.Warn("a container's network is not as the topology says; it gets no traffic until that changes, or it is started again",
 				"container", p.Attachment.Container, "network", p.Attachment.Network, "interface", p.Attachment.IfName, "err", err)
-			w.strays = append(w.strays, stray{p.Index, were[p.Index]})
+			w.strays = append(w.strays, stray{p.Index, were[p.Index], plan.Port{Attachment: p.Attachment, Publish: published(p)}})
 		}
 	}
 	return w, d.keepReservations(w)
@@ -167,7 +185,7 @@ func (d *Dataplane) types() (map[int]topology.NetworkType, error) {
 }
 
 // adopt takes over an interface that was wired before, for a network of the type were; 0: not known.
-func (w *wiring) adopt(p netdev.Port, were topology.NetworkType) error {
+func (w *wiring) adopt(p netdev.Port, were topology.NetworkType, published []plan.Publish) error {
 	a := p.Attachment
 	n, ok := w.topo.Network(a.Network)
 	switch {
@@ -180,7 +198,7 @@ func (w *wiring) adopt(p netdev.Port, were topology.NetworkType) error {
 		return fmt.Errorf("it has %s there already", other.HostIf)
 	}
 	r := Request{Container: a.Container, Name: a.Name, Sticky: a.Sticky, Interfaces: []Interface{
-		{Network: a.Network, IPs: addrs(a.V4, a.V6), MAC: a.MAC, IfName: a.IfName, Gateway: a.Gateway, Device: a.Device},
+		{Network: a.Network, IPs: addrs(a.V4, a.V6), MAC: a.MAC, IfName: a.IfName, Gateway: a.Gateway, Device: a.Device, Publish: published},
 	}}
 	orders, _, err := w.orders(r)
 	if err != nil {
@@ -206,8 +224,10 @@ func (w *wiring) build() (*plan.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, port := range p.Ports {
-		w.ports[placeOf(port.Attachment)].Port = port
+	for i := range p.Ports {
+		c := w.ports[placeOf(p.Ports[i].Attachment)]
+		p.Ports[i].Publish = c.Publish
+		c.Port = p.Ports[i]
 	}
 	return p, nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/lace-net/lace/dataplane/hook"
@@ -19,11 +20,12 @@ import (
 // Interface is one network that a container asks for.
 type Interface struct {
 	Network string
-	IPs     []netip.Addr // at most one a family; empty: chosen here
-	MAC     plan.MAC     // zero: derived from the address
-	IfName  string       // inside the container; empty: "eth" and the place in the request
-	Gateway bool         // the container's default route leads here; at most one does
-	Device  string       // a device of the host in place of a veth made here: see AttachDevice
+	IPs     []netip.Addr   // at most one a family; empty: chosen here
+	MAC     plan.MAC       // zero: derived from the address
+	IfName  string         // inside the container; empty: "eth" and the place in the request
+	Gateway bool           // the container's default route leads here; at most one does
+	Device  string         // a device of the host in place of a veth made here: see AttachDevice
+	Publish []plan.Publish // ports of this node that lead to the container's addresses in this network
 }
 
 // Request is what a container asks for.
@@ -98,6 +100,10 @@ func (d *Dataplane) attach(ctx context.Context, r Request) ([]Port, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := d.checkPublished(orders); err != nil {
+		undo()
+		return nil, fmt.Errorf("attach %s: %w", whoIs(r.Container), err)
+	}
 	all, err := d.wireAll(ctx, r.Container, orders)
 	if err != nil {
 		undo()
@@ -112,6 +118,7 @@ func (d *Dataplane) attach(ctx context.Context, r Request) ([]Port, error) {
 			"v4", addrText(c.V4), "v6", addrText(c.V6), "port", c.HostIf)
 		ports = append(ports, d.port(c))
 	}
+	d.report(d.followPublished())
 	return ports, nil
 }
 
@@ -155,6 +162,7 @@ func (w *wiring) order(r Request, i Interface, c claim, l *lease) (order, error)
 		return order{}, err
 	}
 	port, err := plan.NewPort(w.topo, w.node, a)
+	port.Publish = i.Publish
 	return order{Port: port, netns: r.Netns, lease: l}, err
 }
 
@@ -193,14 +201,18 @@ func (d *Dataplane) wire(ctx context.Context, o order) (c *wired, isNew bool, er
 	if err := d.replace(c); err != nil {
 		return nil, false, errors.Join(err, d.unwire(c))
 	}
-	isNew = d.ports[placeOf(c.Attachment)] == nil
-	if err := d.connect(ctx, c, spec); err != nil {
-		if isNew {
-			err = errors.Join(err, d.unwire(c))
-		}
+	old := d.ports[placeOf(c.Attachment)]
+	err = d.connect(ctx, c, spec)
+	if err == nil && old != nil && !slices.Equal(old.Publish, c.Publish) {
+		err = d.hooks.Maps().DecideAgain() // ports that lead elsewhere now
+	}
+	if err != nil && old == nil {
+		err = errors.Join(err, d.unwire(c))
+	}
+	if err != nil {
 		return nil, false, err
 	}
-	return c, isNew, nil
+	return c, old == nil, nil
 }
 
 // link makes the veth of a port, or takes the device that is to be it.

@@ -41,13 +41,13 @@ const (
 // directions are the rows that a flow has.
 const directions = 2
 
-// collector removes idle flows, and those of containers that are gone.
+// collector removes idle flows, and those of containers and host addresses that are gone.
 type collector struct {
 	mu      sync.Mutex
 	seen    Conntrack
 	failing bool
 	full    bool
-	gone    map[whose]struct{} // containers whose flows are to go
+	gone    map[whose]struct{} // addresses whose flows are to go
 	wake    chan struct{}
 
 	running sync.Mutex // held while the flows of one container are removed
@@ -59,7 +59,7 @@ type whose struct {
 	addr    netip.Addr
 }
 
-// maxGone bounds the containers whose flows wait to be removed: those beyond are removed when they are idle.
+// maxGone bounds the addresses whose flows wait to be removed: those beyond are removed when they are idle.
 const maxGone = 4096
 
 // collectFlows keeps the table of flows from filling up, until ctx ends. While no agent runs nobody does: a full table then refuses
@@ -128,10 +128,10 @@ func addressesOf(c *wired) (out []whose) {
 	return out
 }
 
-// leave has the flows of a container removed that is gone; it waits for nothing.
-func (c *collector) leave(gone *wired) {
+// leave has the flows of addresses removed that are gone; it waits for nothing.
+func (c *collector) leave(gone ...whose) {
 	c.mu.Lock()
-	for _, k := range addressesOf(gone) {
+	for _, k := range gone {
 		if len(c.gone) < maxGone {
 			c.gone[k] = struct{}{}
 		}
@@ -159,7 +159,7 @@ func (c *collector) anyGone() (whose, bool) {
 	return whose{}, false
 }
 
-// purgeGone removes the flows of all containers that are gone.
+// purgeGone removes the flows of all addresses that are gone.
 func (d *Dataplane) purgeGone(ctx context.Context) {
 	for ctx.Err() == nil {
 		k, ok := d.collector.anyGone()
@@ -170,7 +170,7 @@ func (d *Dataplane) purgeGone(ctx context.Context) {
 	}
 }
 
-// purge removes the flows of an address whose container is gone, or waits until they are removed. An address is given to
+// purge removes the flows of an address that is gone, or waits until they are removed. An address is given to
 // another container only after that: it inherits no flow.
 func (d *Dataplane) purge(k whose) {
 	c := &d.collector
@@ -184,7 +184,7 @@ func (d *Dataplane) purge(k whose) {
 	}
 	done, err := d.hooks.Collect(maps.Collection{All: true, Network: k.network, Addr: k.addr})
 	if err != nil {
-		d.log.Warn("the flows of a container that is gone stay until they are idle", "network", k.network, "address", k.addr, "err", err)
+		d.log.Warn("the flows of an address that is gone stay until they are idle", "network", k.network, "address", k.addr, "err", err)
 	} else {
 		d.log.Debug("flows removed", "network", k.network, "address", k.addr, "rows", done.Removed)
 	}

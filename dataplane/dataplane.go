@@ -11,13 +11,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/lace-net/lace/dataplane/hook"
 	"github.com/lace-net/lace/dataplane/maps"
@@ -49,8 +46,10 @@ type Dataplane struct {
 	mu sync.Mutex
 	wiring
 	uplinkState
-	plan *plan.Plan
-	kept *maps.Reservations
+	plan     *plan.Plan
+	kept     *maps.Reservations
+	host     hostState
+	attached map[int]bool // interfaces that have programs and are no ports
 }
 
 // uplinkState is what the uplinks are now, and leave for containers.
@@ -70,7 +69,7 @@ func Open(ctx context.Context, o Options) (*Dataplane, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Dataplane{bpffs: o.BPFFS, log: o.Log, dev: dev, wiring: wiring{topo: o.Topology, node: o.Node},
+	d := &Dataplane{bpffs: o.BPFFS, log: o.Log, dev: dev, wiring: wiring{topo: o.Topology, node: o.Node}, attached: map[int]bool{},
 		collector: collector{gone: map[whose]struct{}{}, wake: make(chan struct{}, 1)}}
 	if err := d.open(ctx); err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -136,9 +135,8 @@ func (d *Dataplane) findUplinks() error {
 	if err != nil {
 		return err
 	}
-	left := d.uplinks
 	d.uplinkState = now
-	return errors.Join(now.problem, d.leaveUplinks(left))
+	return now.problem
 }
 
 // readUplinks reads the uplinks and the smallest MTU of them. While none is there, that stays.
@@ -174,18 +172,6 @@ func (d *Dataplane) readUplinks(p *plan.Plan) (now uplinkState, err error) {
 		now.problem = fmt.Errorf("node %s has no uplink: no interface has a default route or the address %s; name it with uplinks in the topology", d.node, p.Underlay)
 	}
 	return now, nil
-}
-
-// leaveUplinks takes the programs off what was an uplink and is none any more.
-func (d *Dataplane) leaveUplinks(were []netdev.Uplink) error {
-	var errs []error
-	for _, u := range were {
-		if slices.ContainsFunc(d.uplinks, func(n netdev.Uplink) bool { return n.Index == u.Index }) {
-			continue
-		}
-		errs = append(errs, d.hooks.Detach(u.Index))
-	}
-	return errors.Join(errs...)
 }
 
 func (d *Dataplane) syncMaps() error {
@@ -243,66 +229,6 @@ func (d *Dataplane) beat() error {
 		return nil
 	}
 	return d.hooks.Maps().Beat()
-}
-
-// attachAll puts the programs of this agent in place of older ones, everywhere. Where one fails the others are
-// committed all the same: Commit keeps the older tail calls of an interface that could not get the new program.
-func (d *Dataplane) attachAll() error {
-	keep, err := d.attachPrograms(d.wiring, d.uplinks)
-	return errors.Join(err, d.hooks.Commit(keep))
-}
-
-// attachPrograms puts the programs on all interfaces, also on those of containers that get no traffic: without a program
-// the host would take their packets. keep are the interfaces.
-func (d *Dataplane) attachPrograms(w wiring, uplinks []netdev.Uplink) (keep map[int]bool, err error) {
-	keep = map[int]bool{}
-	var errs []error
-	for ifindex, program := range w.programs() {
-		err := d.hooks.Attach(ifindex, program)
-		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOLINK) {
-			d.log.Debug("a container's interface has just gone", "ifindex", ifindex, "err", err)
-			continue // a container may end at any time: the watch tells of it
-		}
-		keep[ifindex] = true
-		errs = append(errs, err)
-	}
-	for _, u := range uplinks {
-		keep[u.Index] = true
-		program := hook.Uplink
-		if u.Raw {
-			program = hook.UplinkRaw
-		}
-		if err := d.hooks.Attach(u.Index, program); err != nil {
-			errs = append(errs, fmt.Errorf("uplink %s: %w", u.Name, err))
-		}
-	}
-	errs = append(errs, d.attachSegmenter(keep))
-	return keep, errors.Join(errs...)
-}
-
-// programs are those of the ports, strays among them, by interface.
-func (w *wiring) programs() map[int]hook.Program {
-	programs := map[int]hook.Program{}
-	for _, s := range w.strays {
-		programs[s.ifindex] = programOf(s.network)
-	}
-	for _, c := range w.ports {
-		programs[c.ifindex] = programOf(c.Type)
-	}
-	return programs
-}
-
-// attachSegmenter has the pieces of what the segmenter cuts sent on; nothing where there is none.
-func (d *Dataplane) attachSegmenter(keep map[int]bool) error {
-	_, far, err := d.dev.Segmenter()
-	if err != nil || far == 0 {
-		return err
-	}
-	keep[far] = true
-	if err := d.hooks.Attach(far, hook.Segmented); err != nil {
-		return fmt.Errorf("segmenter: %w", err)
-	}
-	return nil
 }
 
 const (

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/lace-net/lace/dataplane/netdev"
+	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/topology"
 )
 
@@ -17,6 +18,7 @@ import (
 type stray struct {
 	ifindex int
 	network topology.NetworkType // as it was when the interface was wired; 0: not known
+	port    plan.Port            // as far as it is known: who it is, and what it publishes
 }
 
 // of are the interfaces of a container, by name.
@@ -69,7 +71,10 @@ func (d *Dataplane) Detach(_ context.Context, id string) error {
 func (d *Dataplane) forget(c *wired) error {
 	m := d.hooks.Maps()
 	err := errors.Join(m.DeletePort(c.Port, uint32(c.ifindex)), m.DecideAgain(), d.hooks.Detach(c.ifindex))
-	d.collector.leave(c)
+	d.collector.leave(addressesOf(c)...)
+	if len(c.Publish) > 0 {
+		err = errors.Join(err, d.followPublished())
+	}
 	return err
 }
 
@@ -123,7 +128,7 @@ func (w *wiring) straysAmong(ports []netdev.Port) []stray {
 		if c := w.ports[placeOf(p.Attachment)]; c != nil && c.ifindex == p.Index {
 			continue
 		}
-		s := stray{ifindex: p.Index}
+		s := stray{ifindex: p.Index, port: plan.Port{Attachment: p.Attachment}}
 		if i := slices.IndexFunc(w.strays, func(s stray) bool { return s.ifindex == p.Index }); i >= 0 {
 			s = w.strays[i]
 		}

@@ -195,9 +195,6 @@ func (h *Hooks) fillStages() error {
 
 func putStages(coll *ebpf.Collection) error {
 	for i, name := range stagePrograms {
-		if coll.Programs[name] == nil {
-			continue // the object does not have it
-		}
 		if err := coll.Maps["stages"].Put(uint32(i), coll.Programs[name]); err != nil {
 			return fmt.Errorf("put program %s into map stages: %w", name, err)
 		}

@@ -240,7 +240,7 @@ func TestAttachIsIdempotent(t *testing.T) {
 		if n := b.programs(ifindex); n != 1 {
 			t.Errorf("%d programs at the interface, want 1", n)
 		}
-		for _, other := range []Program{Uplink, UplinkRaw, PodL2, Segmented} {
+		for _, other := range []Program{Uplink, UplinkRaw, PodL2, Segmented, Host, Outer, OuterRaw, Loopback} {
 			must(t, b.attach(h, ifindex, other))
 			if n := b.programs(ifindex); n != 1 {
 				t.Errorf("%d programs after %s took its place, want 1", n, other)
