@@ -7,6 +7,7 @@ import (
 	"net"
 
 	"github.com/lace-net/lace/dataplane"
+	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/plugin"
 )
 
@@ -46,6 +47,9 @@ func request(r plugin.Request) dataplane.Request {
 	for _, i := range r.Interfaces {
 		one := dataplane.Interface{Network: i.Network, IPs: i.IPs, IfName: i.IfName, Gateway: i.Gateway}
 		copy(one.MAC[:], i.MAC)
+		for _, p := range i.Publish {
+			one.Publish = append(one.Publish, plan.Publish(p))
+		}
 		out.Interfaces = append(out.Interfaces, one)
 	}
 	return out

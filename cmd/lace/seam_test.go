@@ -20,10 +20,10 @@ var exactAddresses = cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { retur
 func TestSeamHandsOverEachInterface(t *testing.T) {
 	ip := netip.MustParseAddr("10.50.0.18")
 	got := request(plugin.Request{Container: "default/a", Name: "web", Sticky: true, Netns: "/proc/1/ns/net", Interfaces: []plugin.Interface{
-		{Network: "backend", IfName: "eth0"},
+		{Network: "backend", IfName: "eth0", Publish: []plugin.Publish{{Protocol: 6, Port: 8080, To: 80}, {Address: ip, Protocol: 17, Port: 53, To: 5353}}},
 		{Network: "storage", IfName: "eth1", IPs: []netip.Addr{ip}, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Gateway: true}}})
 	want := dataplane.Request{Container: "default/a", Name: "web", Sticky: true, Netns: "/proc/1/ns/net", Interfaces: []dataplane.Interface{
-		{Network: "backend", IfName: "eth0"},
+		{Network: "backend", IfName: "eth0", Publish: []plan.Publish{{Protocol: 6, Port: 8080, To: 80}, {Address: ip, Protocol: 17, Port: 53, To: 5353}}},
 		{Network: "storage", IfName: "eth1", IPs: []netip.Addr{ip}, MAC: plan.MAC{2, 0, 0, 0, 0, 1}, Gateway: true}}}
 	if d := cmp.Diff(want, got, exactAddresses); d != "" {
 		t.Error(d)
@@ -35,7 +35,7 @@ func TestSeamKnowsAllFields(t *testing.T) {
 	for _, tt := range []struct {
 		of     any
 		fields int
-	}{{plugin.Request{}, 5}, {plugin.Interface{}, 5}, {plugin.Result{}, 8}, {dataplane.Request{}, 5}, {dataplane.Interface{}, 6}} {
+	}{{plugin.Request{}, 5}, {plugin.Interface{}, 6}, {plugin.Result{}, 8}, {dataplane.Request{}, 5}, {dataplane.Interface{}, 7}} {
 		if n := reflect.TypeOf(tt.of).NumField(); n != tt.fields {
 			t.Errorf("%T has %d fields, the seam was made for %d", tt.of, n, tt.fields)
 		}
