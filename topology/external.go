@@ -109,3 +109,28 @@ func (b *builder) allPrefixes() {
 func comparePrefix(x, y netip.Prefix) int {
 	return cmp.Or(x.Addr().Compare(y.Addr()), cmp.Compare(x.Bits(), y.Bits()))
 }
+
+// hostRoutes refuses subnets that hosts reach by their own routes and that hold an address of the underlay: hosts would look for their
+// peers among the containers.
+func (b *builder) hostRoutes() {
+	keys, lengths := map[netip.Prefix]string{}, map[int]bool{}
+	for _, n := range b.topology.Networks {
+		for i, s := range n.Subnets {
+			if n.Host && s.IsValid() {
+				keys[s], lengths[s.Bits()] = indexKey(networkKey(n.Name, "subnets"), i), true
+			}
+		}
+	}
+	for _, node := range b.topology.Nodes {
+		for bits := range lengths {
+			p, err := node.Underlay.Prefix(bits)
+			key, reached := keys[p]
+			if err != nil || !reached {
+				continue
+			}
+			delete(keys, p) // one node a subnet says enough
+			b.fail(key, "choose another range, or leave host out", "%s holds the underlay address %s of %s (%s), and hosts would look for it among the containers",
+				p, node.Underlay, node.Name, b.at(nodeKey(node.Name, "underlay")))
+		}
+	}
+}

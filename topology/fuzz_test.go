@@ -16,7 +16,9 @@ func FuzzParse(f *testing.F) {
 	f.Add("peering = [{ from = 'web', to.tier = 'db' }]\n" + nets)
 	f.Add(segment + "gateway = ['10.50.0.1', 'fd50::1']\ndhcp = true\n" + l2router + on1("vm", vmAt+"address = ['10.50.0.200']") + webNet + peering("'web'", "'storage'"))
 	f.Add(six + "pools = { edge-1 = ['fd50::10/124'] }\nflood = false\n" + on1("vm", "address = ['fd50::7']"))
-	for _, c := range slices.Concat(errorCases, peeringErrors, conntrackErrors, l2Errors) {
+	f.Add(outerNets + outerPeering("'web'", "'internet'", "masquerade = true", "egress = 'edge-1'", "bidirectional = true") + "[masquerade]\nports = '1024-65535'\n")
+	f.Add(outerNets + outerPeering("{ env = 'prod' }", "{ env = 'prod' }") + outerPeering("{ side = 'out' }", "'web'"))
+	for _, c := range slices.Concat(errorCases, peeringErrors, conntrackErrors, l2Errors, outerErrors) {
 		if len(c.text) < 2000 {
 			f.Add(c.text)
 		}

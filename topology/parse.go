@@ -169,6 +169,7 @@ func (b *builder) build(raw *rawFile) {
 	b.allBlocks()
 	b.segments()
 	b.allPrefixes()
+	b.hostRoutes()
 	b.peerings(raw.Peerings)
 	b.topology.Masquerade = cmp.Or(raw.Masquerade.Ports.Masquerade, DefaultMasquerade())
 	b.conntrack(&raw.Conntrack)

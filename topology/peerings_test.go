@@ -218,7 +218,12 @@ func TestOverlapsAgainstSearch(t *testing.T) {
 func randomPeered(r *rand.Rand, n int) *resolver {
 	b := &builder{topology: &Topology{}}
 	for i := range n {
-		network := &Network{Name: fmt.Sprintf("n%d", i)}
+		network := &Network{Name: fmt.Sprintf("n%d", i), Type: L3, Host: r.IntN(10) == 0}
+		if r.IntN(4) == 0 {
+			network.Type, network.Host = External, false
+			b.topology.Networks = append(b.topology.Networks, network)
+			continue
+		}
 		for range 1 + r.IntN(3) {
 			a := netip.AddrFrom4([4]byte{10, byte(r.IntN(16)) << 4, byte(r.IntN(4)) << 6, 0})
 			if r.IntN(4) == 0 {
@@ -233,7 +238,7 @@ func randomPeered(r *rand.Rand, n int) *resolver {
 	}
 	res := newResolver(b)
 	for range r.IntN(n) {
-		if from, to := r.IntN(n), r.IntN(n); from != to {
+		if from, to := r.IntN(n), r.IntN(n); from != to && !(res.external.has(from) && res.external.has(to)) {
 			res.joins[pair{from, to}] = 1
 		}
 	}
@@ -246,14 +251,24 @@ func (r *resolver) meet(i, j int) bool {
 	return there || back
 }
 
+// addressed says whether hosts or an external network may open flows to a network.
+func (r *resolver) addressed(i int) bool {
+	is := r.networks[i].Host
+	for p := range r.joins {
+		is = is || p.to == i && r.networks[p.from].Type == External
+	}
+	return is
+}
+
 func (r *resolver) searched() map[string]bool {
 	found := map[string]bool{}
 	for i := range r.networks {
 		for j := range i {
 			near := r.meet(i, j)
-			for k := range r.networks {
-				near = near || r.meet(i, k) && r.meet(j, k)
+			for k, n := range r.networks {
+				near = near || n.Type != External && r.meet(i, k) && r.meet(j, k)
 			}
+			near = near || r.addressed(i) && r.addressed(j)
 			for _, x := range r.networks[i].Subnets {
 				if near && slices.ContainsFunc(r.networks[j].Subnets, x.Overlaps) {
 					names := []string{r.networks[i].Name, r.networks[j].Name}

@@ -222,9 +222,9 @@ func lengths(blocks []Block, v4 bool) Lengths {
 
 func (p *Plan) ports(t *topology.Topology, self *topology.Node, attachments []Attachment) error {
 	for _, a := range attachments {
-		n, ok := t.Network(a.Network)
-		if !ok {
-			return fmt.Errorf("container %s: the topology has no network %q; %s", a.Container, a.Network, networksOf(t, a.Network))
+		n, err := networkOf(t, a)
+		if err != nil {
+			return err
 		}
 		p.Ports = append(p.Ports, port(t, a, n, self))
 	}
@@ -232,11 +232,25 @@ func (p *Plan) ports(t *topology.Topology, self *topology.Node, attachments []At
 	return nil
 }
 
+// networkOf is the network that an attachment is in.
+func networkOf(t *topology.Topology, a Attachment) (*topology.Network, error) {
+	n, ok := t.Network(a.Network)
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("container %s: the topology has no network %q; %s", a.Container, a.Network, networksOf(t, a.Network))
+	case n.Type == topology.External:
+		return nil, fmt.Errorf("container %s: network %s is external, and no container is in it; name one of the overlay, and peer it with %s", a.Container, n.Name, n.Name)
+	}
+	return n, nil
+}
+
 // networksOf helps somebody who named a network that is not there.
 func networksOf(t *topology.Topology, meant string) string {
 	var names []string
 	for _, n := range t.Networks {
-		names = append(names, n.Name)
+		if n.Type != topology.External {
+			names = append(names, n.Name)
+		}
 	}
 	if near := topology.Nearest(meant, names); near != "" {
 		return fmt.Sprintf("did you mean %q?", near)

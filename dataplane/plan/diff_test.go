@@ -87,12 +87,17 @@ func TestDiff(t *testing.T) {
 + block cache 10.45.2.0/24: on edge-2, SID 5f00:1ace:2:14:1:f400::`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if diff := cmp.Diff(strings.TrimPrefix(c.want, "\n"), text(Diff(before, c.next))); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
-			mirrored(t, before, c.next)
+			checkChanges(t, before, c.next, c.want)
 		})
 	}
+}
+
+func checkChanges(t *testing.T, before, next *Plan, want string) {
+	t.Helper()
+	if diff := cmp.Diff(strings.TrimPrefix(want, "\n"), text(Diff(before, next))); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	mirrored(t, before, next)
 }
 
 func text(changes []Change) string {

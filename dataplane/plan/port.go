@@ -16,9 +16,9 @@ func NewPort(t *topology.Topology, node string, a Attachment) (Port, error) {
 	if !ok {
 		return Port{}, fmt.Errorf("the topology has no node %q; %s", node, nodesOf(t, node))
 	}
-	n, ok := t.Network(a.Network)
-	if !ok {
-		return Port{}, fmt.Errorf("container %s: the topology has no network %q; %s", a.Container, a.Network, networksOf(t, a.Network))
+	n, err := networkOf(t, a)
+	if err != nil {
+		return Port{}, err
 	}
 	return port(t, a, n, self), nil
 }
