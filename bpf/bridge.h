@@ -55,7 +55,6 @@ int stage_bridge(struct __sk_buff *skb)
 	if (!cfg)
 		return drop(skb, REASON_NO_NETWORK);
 	reason = find_way(ctx, cfg);
-	ctx->outside.way = ctx->ifindex ? WAY_CONTAINER : WAY_NODE;
 	ctx->outside.translated = 0;
 	if (!reason)
 		return go_to(skb, STAGE_DELIVER);

@@ -407,7 +407,7 @@ func (n *node) counters() (out [bpf.LaceReasonREASON_MAX]uint64) {
 	}
 	for number := uint32(0); number <= networks; number++ {
 		for reason := bpf.LaceReasonREASON_NONE + 1; reason <= lastPassing; reason++ {
-			out[reason] += n.packets("traffic", number*8+uint32(reason))
+			out[reason] += n.packets("traffic", number*trafficReasons+uint32(reason))
 		}
 	}
 	return out

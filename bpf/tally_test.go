@@ -11,7 +11,7 @@ import (
 )
 
 // trafficReasons is the room for the reasons of one network in the table traffic.
-const trafficReasons = 8
+const trafficReasons = 16
 
 // tally are packets by network and reason, those that went on and those that were refused.
 type tally map[bpf.LaceRefusalKey]uint64

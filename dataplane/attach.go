@@ -162,7 +162,7 @@ func (w *wiring) order(r Request, i Interface, c claim, l *lease) (order, error)
 		return order{}, err
 	}
 	port, err := plan.NewPort(w.topo, w.node, a)
-	port.Publish = i.Publish
+	port.Publish = answerable(port, i.Publish)
 	return order{Port: port, netns: r.Netns, lease: l}, err
 }
 

@@ -55,7 +55,7 @@ type collector struct {
 
 // whose are the flows that are to go: those from and to an address.
 type whose struct {
-	network topology.NetworkID
+	network topology.NetworkID // 0: of any, as the host's own address
 	addr    netip.Addr
 }
 

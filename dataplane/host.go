@@ -11,7 +11,6 @@ import (
 	"github.com/lace-net/lace/dataplane/maps"
 	"github.com/lace-net/lace/dataplane/netdev"
 	"github.com/lace-net/lace/dataplane/plan"
-	"github.com/lace-net/lace/topology"
 )
 
 // hostState is what the host itself is to the overlay, and where its interfaces lead.
@@ -61,7 +60,7 @@ func (d *Dataplane) writeHost(s hostState, attached map[int]bool) error {
 	err3 := m.SyncEgresses(out)
 	for _, a := range gone {
 		d.log.Info("an address of this host is gone: flows by it begin anew", "address", a)
-		d.collector.leave(whose{topology.OutsideID, a}, whose{topology.HostsID, a})
+		d.collector.leave(whose{addr: a})
 	}
 	return errors.Join(err, err2, err3)
 }

@@ -56,8 +56,6 @@ func reachable(p plan.Port) error {
 }
 
 func publishable(p plan.Port, v plan.Publish) error {
-	one := p
-	one.Publish = []plan.Publish{v}
 	switch a := v.Address; {
 	case v.Port == 0 || v.To == 0:
 		return errors.New("port 0 is none: write 1 to 65535")
@@ -65,12 +63,34 @@ func publishable(p plan.Port, v plan.Publish) error {
 		return fmt.Errorf("protocol %d cannot be published: only TCP and UDP can", v.Protocol)
 	case a.IsMulticast() || a.IsLinkLocalUnicast() || a.Is4In6():
 		return fmt.Errorf("address %s is none that others can ask for a port: write one of this node's, or none", a)
-	case !p.Gateway4.IsValid() && !p.Gateway6.IsValid():
+	case !answers(p.V4, p.Gateway4) && !answers(p.V6, p.Gateway6):
 		return errors.New("the network has no gateway, so its containers can answer nobody outside of it: declare one, or publish in another network")
-	case len(maps.PublicationsOf(one)) == 0:
+	case a.Is4() && !answers(p.V4, p.Gateway4) || a.Is6() && !answers(p.V6, p.Gateway6):
 		return fmt.Errorf("the container has no address there, of a family with a gateway, that address %s of this node could lead to", a)
 	}
 	return nil
+}
+
+// answers says whether a container can answer somebody outside of its network from an address.
+func answers(own, gateway netip.Addr) bool { return own.IsValid() && gateway.IsValid() }
+
+// answerable leaves the family out in which a container cannot answer, of ports that every address of the node is to have.
+func answerable(p plan.Port, all []plan.Publish) []plan.Publish {
+	v4, v6 := answers(p.V4, p.Gateway4), answers(p.V6, p.Gateway6)
+	if v4 == v6 || !p.V4.IsValid() || !p.V6.IsValid() {
+		return all
+	}
+	all = slices.Clone(all)
+	for i := range all {
+		switch {
+		case all[i].Address.IsValid():
+		case v4:
+			all[i].Address = netip.IPv4Unspecified()
+		default:
+			all[i].Address = netip.IPv6Unspecified()
+		}
+	}
+	return all
 }
 
 // isFree says who has a port of this node already. own are those that the container is to have.

@@ -68,6 +68,7 @@ static __always_inline enum reason find_node(struct context *ctx, const struct c
 
 	if (!peer)
 		return REASON_UNKNOWN_MAC;
+	ctx->outside.way = WAY_NODE;
 	ctx->ifindex = 0;
 	ctx->peer = peer->index;
 	ctx->router = !!peer->network;
@@ -88,6 +89,7 @@ static __always_inline enum reason find_station(struct context *ctx, const struc
 	union addr locator = {};
 
 	if (station && station->ifindex) {
+		ctx->outside.way = WAY_CONTAINER;
 		ctx->ifindex = station->ifindex;
 		ctx->mtu = station->mtu;
 		ctx->direct = !!(station->flags & ENDPOINT_DIRECT);

@@ -111,7 +111,10 @@ static __always_inline void describe(struct event *event, const struct __sk_buff
 	event->way = ctx->outside.way;
 	event->outer = ctx->outside.side;
 	event->translated = ctx->outside.translated;
-	event->rewrite = ctx->rewrite;
+	if (ctx->outside.translated)
+		event->rewrite = ctx->rewrite;
+	else
+		__builtin_memset(&event->rewrite, 0, sizeof(event->rewrite));
 	__builtin_memset(event->pad, 0, sizeof(event->pad));
 }
 

@@ -33,7 +33,7 @@ func testPlan(ports int) *plan.Plan {
 		},
 	}
 	for i := range ports {
-		p.Ports = append(p.Ports, plan.Port{HostIf: fmt.Sprint(i), Gateway4: netip.MustParseAddr("10.40.1.1"), Gateway6: netip.MustParseAddr("fd40:0:1::1"), Attachment: plan.Attachment{
+		p.Ports = append(p.Ports, plan.Port{HostIf: fmt.Sprint(i), Gateway4: netip.MustParseAddr("10.40.1.1"), Attachment: plan.Attachment{
 			NetworkID: 100, V4: netip.AddrFrom4([4]byte{10, 40, 1, byte(2 + i)}), V6: netip.MustParseAddr(fmt.Sprintf("fd40:0:1::%x", 2+i)), MAC: plan.MAC{2, byte(i)}}})
 	}
 	return p

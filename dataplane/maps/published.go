@@ -32,11 +32,11 @@ func (p Publication) Clashes(o Publication) bool {
 		(a == b || a.IsUnspecified() || b.IsUnspecified())
 }
 
-// PublicationsOf are the ports of this node that lead to a container: one for each family in which it can answer, where no address is given.
+// PublicationsOf are the ports of this node that lead to a container: one for each family that it has, where no address is given.
 func PublicationsOf(p plan.Port) []Publication {
 	var all []Publication
 	for _, v := range p.Publish {
-		for _, to := range answering(p) {
+		for _, to := range []netip.Addr{p.V4, p.V6} {
 			if at, ok := publishedAt(v, to); ok {
 				all = append(all, Publication{At: netip.AddrPortFrom(at, v.Port), Protocol: v.Protocol})
 			}
@@ -45,21 +45,11 @@ func PublicationsOf(p plan.Port) []Publication {
 	return all
 }
 
-// answering are the addresses of a container that can answer somebody outside of its network: those of families with a gateway.
-func answering(p plan.Port) []netip.Addr {
-	var all []netip.Addr
-	if p.V4.IsValid() && p.Gateway4.IsValid() {
-		all = append(all, p.V4)
-	}
-	if p.V6.IsValid() && p.Gateway6.IsValid() {
-		all = append(all, p.V6)
-	}
-	return all
-}
-
 // publishedAt is the address of this node that leads to one of a container's; not ok: none of its family does.
 func publishedAt(v plan.Publish, to netip.Addr) (at netip.Addr, ok bool) {
 	switch {
+	case !to.IsValid():
+		return at, false
 	case v.Address.IsValid():
 		return v.Address, v.Address.Is4() == to.Is4()
 	case to.Is4():
@@ -73,7 +63,7 @@ type publicationRows = map[bpf.LacePublicationKey]bpf.LacePublication
 func publicationRowsOf(p plan.Port, s Slot) publicationRows {
 	rows := publicationRows{}
 	for _, v := range p.Publish {
-		for _, to := range answering(p) {
+		for _, to := range []netip.Addr{p.V4, p.V6} {
 			at, ok := publishedAt(v, to)
 			if !ok {
 				continue
