@@ -42,17 +42,22 @@ func TestReferenceTopology(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got.Nodes) != 4 || len(got.Networks) != 3 || len(got.Endpoints) != 1 {
-		t.Errorf("%d nodes, %d networks and %d endpoints, want 4, 3 and 1", len(got.Nodes), len(got.Networks), len(got.Endpoints))
+	if len(got.Nodes) != 4 || len(got.Networks) != 5 || len(got.Endpoints) != 1 {
+		t.Errorf("%d nodes, %d networks and %d endpoints, want 4, 5 and 1", len(got.Nodes), len(got.Networks), len(got.Endpoints))
 	}
 	// What stands behind the hash signs has to be right too.
 	text, err := os.ReadFile("topology.toml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	shown := strings.NewReplacer("\n#uplinks", "\nuplinks", "\n#via", "\nvia").Replace(string(text))
-	if _, err := topology.Parse("topology.toml", []byte(shown)); err != nil {
-		t.Error(err)
+	shown := strings.NewReplacer("\n#uplinks", "\nuplinks", "\n#via", "\nvia", "\n#id", "\nid", "\n#egress", "\negress").Replace(string(text))
+	all, err := topology.Parse("topology.toml", []byte(shown))
+	if err != nil {
+		t.Fatal(err)
+	}
+	derived, _ := got.Network("internet")
+	if said, _ := all.Network("internet"); said.ID != derived.ID {
+		t.Errorf("the file shows id %d of internet, and %d is the default", said.ID, derived.ID)
 	}
 }
 

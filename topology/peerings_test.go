@@ -333,6 +333,9 @@ func TestFilesOfConf(t *testing.T) {
 	if diff := cmp.Diff(DefaultConntrack(), reference.Conntrack); diff != "" {
 		t.Errorf("conntrack of conf/topology.toml (-default +file):\n%s", diff)
 	}
+	if reference.Masquerade != DefaultMasquerade() {
+		t.Errorf("masquerade of conf/topology.toml is %s", reference.Masquerade)
+	}
 	for _, key := range DefaultConntrack().keys() {
 		if text, err := ReadFile("../conf/topology.toml"); err != nil || !strings.Contains(string(text), "\n"+key+" = ") {
 			t.Errorf("conf/topology.toml does not show %s (%v)", key, err)
