@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/lace-net/lace/bpf"
+	"github.com/lace-net/lace/dataplane/maps"
 	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/topology"
 )
@@ -71,6 +72,7 @@ func (c talk) opened(j journey, p ip) map[int][]bpf.LaceEvent {
 	}
 	out := fill(near.event(bpf.LaceReasonREASON_ENCAPSULATED, passed, deliver, sent))
 	out.Peer, out.Sid.U8 = uint32(c.b.number), far.locator().SID(topology.EndDT46, c.b.network()).As16()
+	out.Way = uint8(maps.WayNode)
 	in := fill(far.event(bpf.LaceReasonREASON_DECAPSULATED, passed, deliver, input{dev: uplink, frame: atUplink(far, j.sent.out)}))
 	in.Peer, in.Sid, in.Output = uint32(c.a.number), out.Sid, uint32(far.bed.index[c.b.dev])
 	return map[int][]bpf.LaceEvent{c.a.number: {out}, c.b.number: {in}}
@@ -112,7 +114,7 @@ type refusal struct {
 	in     input
 	reason bpf.LaceReason
 	stage  bpf.LaceStage
-	told   bpf.LaceEvent // networks, line, peer, output and SID
+	told   bpf.LaceEvent // networks, line, peer, output, SID and way
 }
 
 func refusals() map[string]refusal {
@@ -120,7 +122,7 @@ func refusals() map[string]refusal {
 	own := bpf.LaceEvent{Network: uint32(backend)}
 	inside := bpf.LaceEvent{Network: uint32(backend), To: uint32(backend), Line: backendLine}
 	away := inside
-	away.Peer, away.Sid.U8 = 2, locatorOf(2, 48).SID(topology.EndDT46, backend).As16()
+	away.Peer, away.Sid.U8, away.Way = 2, locatorOf(2, 48).SID(topology.EndDT46, backend).As16(), uint8(maps.WayNode)
 	from := func(network, to topology.NetworkID, line uint32) bpf.LaceEvent {
 		e := bpf.LaceEvent{Network: uint32(network), To: uint32(to), Line: line, Peer: 2}
 		e.Sid.U8 = sidOf(to).As16()
@@ -181,7 +183,7 @@ func TestRefusalsAreTold(t *testing.T) {
 					t.Errorf("%s: counted %v", name, words(got.counted))
 				}
 				want := n.event(r.reason, bpf.LaceVerdictVERDICT_REFUSED, r.stage, r.in)
-				want.Network, want.To, want.Line, want.Peer, want.Output, want.Sid = r.told.Network, r.told.To, r.told.Line, r.told.Peer, r.told.Output, r.told.Sid
+				want.Network, want.To, want.Line, want.Peer, want.Output, want.Sid, want.Way = r.told.Network, r.told.To, r.told.Line, r.told.Peer, r.told.Output, r.told.Sid, r.told.Way
 				if wantEvents(t, p.events(1), want); t.Failed() {
 					t.Fatalf("of the packet: %s", name)
 				}

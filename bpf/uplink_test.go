@@ -161,7 +161,7 @@ func sidRows() []row {
 			"not on this node": outer(func(p *ip) { p.src, p.dst = locatorOf(2, 48).Source(elsewhere, 0), sidOf(elsewhere) }),
 			"number 0":         outer(func(p *ip) { p.src, p.dst = locatorOf(2, 48).Source(0, 0), sidOf(0) }),
 			"largest number": outer(func(p *ip) {
-				p.src, p.dst = locatorOf(2, 48).Source(topology.MaxNetworkID, 0), sidOf(topology.MaxNetworkID)
+				p.src, p.dst = locatorOf(2, 48).Source(topology.FirstReserved, 0), sidOf(topology.FirstReserved)
 			}),
 		},
 		bpf.LaceReasonREASON_WRONG_PAYLOAD: {
@@ -201,7 +201,7 @@ func claimed(reason bpf.LaceReason, name string) int {
 	}
 	return map[string]int{
 		"another network": int(overlap), "router says it is a member": int(overlap), "network 0": nobody,
-		"not on this node": int(elsewhere), "number 0": nobody, "largest number": int(topology.MaxNetworkID),
+		"not on this node": int(elsewhere), "number 0": nobody, "largest number": int(topology.FirstReserved),
 	}[name]
 }
 
