@@ -238,7 +238,7 @@ t.toml:26: network.out.host: an external network has none; leave it out: peering
 	{"twice with another masquerade", outerNets + outerPeering("'web'", "'internet'", "masquerade = true") + outerPeering("{ tier = 'web' }", "{ side = 'out' }"),
 		"t.toml:47: peering[1]: web to internet is there already (line 43), with masquerade; here it is without masquerade; say the same in both, or leave one out"},
 	{"twice with another egress", outerNets + outerPeering("{ env = 'prod' }", "{ side = 'out' }", "egress = 'edge-1'") + outerPeering("'web'", "'office'", "egress = 'edge-2'"),
-		"t.toml:47: peering[1]: web to office is there already (line 43), without masquerade and egress = edge-1; here it is without masquerade and egress = edge-2"},
+		"t.toml:47: peering[1]: web to office is there already (line 43), without masquerade, egress = edge-1; here it is without masquerade, egress = edge-2"},
 	{"against the direction", outerNets + outerPeering("'web'", "'internet'", "masquerade = true") + outerPeering("'internet'", "{ tier = 'web' }", "bidirectional = true"),
 		"t.toml:47: peering[1]: web to internet is there already (line 43), with masquerade; here it is without masquerade"},
 	{"twice by name", outerNets + outerPeering("'web'", "'internet'", "masquerade = true") + outerPeering("'web'", "'internet'"), "t.toml:47: peering[1]: web to internet is there already (line 43); leave one out"},
