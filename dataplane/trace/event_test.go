@@ -75,11 +75,25 @@ func encoded(t testing.TB, raw bpf.LaceEvent) []byte {
 	return b
 }
 
+// TestSidesAreThoseOfC holds the numbers against the C enum.
+func TestSidesAreThoseOfC(t *testing.T) {
+	sides := map[string]Side{"OUTER_NONE": SideNone, "OUTER_OUTSIDE": SideOutside, "OUTER_HOST": SideHost, "OUTER_LOOPBACK": SideLoopback}
+	values := enumOf(t, "outer_side")
+	if len(values) != len(sides) {
+		t.Errorf("C knows %d sides, want %d", len(values), len(sides))
+	}
+	for _, v := range values {
+		if side, ok := sides[v.Name]; !ok || uint64(side) != v.Value {
+			t.Errorf("%s is %d in C, and %d (%v) here", v.Name, v.Value, side, ok)
+		}
+	}
+}
+
 func TestDecode(t *testing.T) {
 	origin := time.Unix(1000, 0)
 	b := encoded(t, made())
-	if len(b) != 200 {
-		t.Fatalf("an event has %d bytes, want 200", len(b))
+	if len(b) != 240 {
+		t.Fatalf("an event has %d bytes, want 240", len(b))
 	}
 	got, err := Decode(b, origin)
 	if err != nil {
@@ -97,6 +111,23 @@ func TestDecode(t *testing.T) {
 	raw.Sid.U8, raw.Ethernet, raw.HeadLen = [16]byte{}, 0, uint16(copy(raw.Head[:], inSRv6(udp4())[14:]))
 	if got, err := Decode(encoded(t, raw), origin); err != nil || got.SID.IsValid() || got.Flow.Outer == nil {
 		t.Errorf("without SID and Ethernet header: %+v, %v", got, err)
+	}
+}
+
+// TestDecodeOfWhatIsRewritten: addresses of both families, and none where nothing is said to be rewritten.
+func TestDecodeOfWhatIsRewritten(t *testing.T) {
+	raw := made()
+	raw.Way, raw.Outer, raw.Translated = 2, 1, 1
+	raw.Rewrite.Src.U8, raw.Rewrite.Dst.U8 = netip.MustParseAddr("::ffff:192.0.2.1").As16(), netip.MustParseAddr("2001:db8::7").As16()
+	raw.Rewrite.Sport, raw.Rewrite.Dport = binary.NativeEndian.Uint16([]byte{0x30, 0x39}), binary.NativeEndian.Uint16([]byte{0, 80})
+	want := Rewrite{netip.MustParseAddrPort("192.0.2.1:12345"), netip.MustParseAddrPort("[2001:db8::7]:80")}
+	got, err := Decode(encoded(t, raw), time.Time{})
+	if err != nil || got.Rewrite != want || got.Way != 2 || got.Outer != SideOutside {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	raw.Translated = 0
+	if got, err = Decode(encoded(t, raw), time.Time{}); err != nil || got.Rewrite != (Rewrite{}) {
+		t.Errorf("of what is not rewritten: %+v, %v", got.Rewrite, err)
 	}
 }
 

@@ -123,7 +123,11 @@ func install(t *testing.T, coll *ebpf.Collection, p *plan.Plan) *maps.Maps {
 		if i == bpf.LaceStageSTAGE_ENTRY {
 			continue
 		}
-		if err := coll.Maps["stages"].Put(uint32(i), coll.Programs["stage_"+StageName(i)]); err != nil {
+		program := coll.Programs["stage_"+StageName(i)]
+		if program == nil {
+			program = coll.Programs[StageName(i)] // an entry program that others hand packets on to
+		}
+		if err := coll.Maps["stages"].Put(uint32(i), program); err != nil {
 			t.Fatal(err)
 		}
 	}
