@@ -198,7 +198,7 @@ func TestNewFlowIsToldOnce(t *testing.T) {
 	passed.Time = time.Time{}
 	want := Event{Verdict: bpf.LaceVerdictVERDICT_PASSED, Reason: bpf.LaceReasonREASON_ENCAPSULATED, Stage: bpf.LaceStageSTAGE_DELIVER,
 		Ifindex: loopback, Network: 100, To: 100, Peer: 1, Generation: generation, Line: 12, Length: uint32(len(udp4())),
-		SID: netip.MustParseAddr("5f00:1ace:2:14:0:6400::"), Flow: ParseFlow(toGateway(), true)}
+		SID: netip.MustParseAddr("5f00:1ace:2:14:0:6400::"), Way: 1, Flow: ParseFlow(toGateway(), true)}
 	if want.MTU = passed.MTU; passed != want {
 		t.Errorf("the flow is told as\n%+v, want\n%+v", passed, want)
 	}
