@@ -203,9 +203,15 @@ func pattern(seed uint64, size int) []byte {
 // listenTCP serves connections, one goroutine each, until the test ends.
 func (n *namespace) listenTCP(t testing.TB, a netip.Addr, handle func(*net.TCPConn)) netip.AddrPort {
 	t.Helper()
+	return n.serveTCP(t, netip.AddrPortFrom(a, 0), handle)
+}
+
+// serveTCP is listenTCP at a port.
+func (n *namespace) serveTCP(t testing.TB, at netip.AddrPort, handle func(*net.TCPConn)) netip.AddrPort {
+	t.Helper()
 	var l *net.TCPListener
 	must(t, n.do(func() (err error) {
-		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
+		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
 		return err
 	}))
 	t.Cleanup(func() { l.Close() })
