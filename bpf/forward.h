@@ -183,12 +183,13 @@ static __always_inline int deliver_remote(struct __sk_buff *skb, struct context 
 }
 
 /*
- * Does the container take so large a packet? Its own end of a veth takes any, and who is outside may send what his wire carries: he has to be
- * told of the encapsulation only where there is one, and many would not listen to that about datagrams that may be fragmented.
+ * Does the container take so large a packet? Its own end of a veth takes any. Who is outside may send what his wire carries, and the host to itself
+ * what lo does: they have to be told of the encapsulation only where there is one, and many would not listen to that about datagrams that
+ * may be fragmented.
  */
 static __always_inline bool fits_local(struct __sk_buff *skb, struct context *ctx)
 {
-	return (ctx->outside.side == OUTER_OUTSIDE && !ctx->direct) || packet_size(skb, ctx) <= ctx->mtu;
+	return (ctx->outside.side && !ctx->direct) || packet_size(skb, ctx) <= ctx->mtu;
 }
 
 static __always_inline int deliver_local(struct __sk_buff *skb, struct context *ctx, __u32 counter, bool fresh)
