@@ -15,7 +15,9 @@
 /* The peering by which a network may open flows to an address outside of it. */
 static __always_inline struct peering *find_peering(const struct context *ctx, __u32 from, const union addr *to)
 {
-	struct peering_key key = { .prefixlen = 160, .scope = SCOPE(from, ctx->generation), .addr = *to };
+	struct peering_key key = { .prefixlen = 160,
+				   .scope = IN_FAMILY(SCOPE(from, ctx->generation), ctx->v4),
+				   .addr = *to };
 
 	return bpf_map_lookup_elem(&peerings, &key);
 }
@@ -55,12 +57,20 @@ static __always_inline bool is_open_from(struct context *ctx, __u32 from, const 
 	return is_open(ctx, external->network, to, addr);
 }
 
+/* Does the peering that has the longest match lead to the external network that has the longest match? */
+static __always_inline bool leads_to(const struct context *ctx, const struct peering *peering, const union addr *far)
+{
+	struct external *external = find_external(ctx, far);
+
+	return external && external->network == peering->network;
+}
+
 /* May a network open flows to that address outside of the overlay? */
 static __always_inline bool is_open_outwards(struct context *ctx, __u32 from, const union addr *far)
 {
 	struct peering *peering = find_peering(ctx, from, far);
 
-	if (!peering || !(peering->flags & PEERING_EXTERNAL))
+	if (!peering || !(peering->flags & PEERING_EXTERNAL) || !leads_to(ctx, peering, far))
 		return false;
 	ctx->external = peering->network;
 	ctx->line = peering->line;
@@ -152,6 +162,10 @@ static __always_inline enum reason route_outside(struct context *ctx, const stru
 	ctx->network = NETWORK_OUTSIDE;
 	if (!peering)
 		return REASON_NONE;
+	if (!leads_to(ctx, peering, &ctx->key.dst)) {
+		ctx->line = 0;
+		return REASON_NO_ROUTE;
+	}
 	ctx->external = peering->network;
 	ctx->line = peering->line;
 	ctx->outside.masquerade = !!(peering->flags & PEERING_MASQUERADE);
@@ -258,7 +272,7 @@ static __always_inline enum reason route_carried(struct context *ctx, const stru
 			       : REASON_NO_PEERING;
 	}
 	peering = find_peering(ctx, ctx->key.network, &ctx->key.dst);
-	if (!peering || peering->peer || peering->network != ctx->network)
+	if (!peering || peering->peer || peering->network != ctx->network || !leads_to(ctx, peering, &ctx->key.dst))
 		return REASON_NO_PEERING;
 	ctx->external = peering->network;
 	ctx->line = peering->line;

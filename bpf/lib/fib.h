@@ -35,7 +35,9 @@ static __always_inline bool own_address(union addr *addr, const struct host *hos
 
 static __always_inline struct external *find_external(const struct context *ctx, const union addr *addr)
 {
-	struct external_key key = { .prefixlen = 160, .slot = SLOT(ctx->generation), .addr = *addr };
+	struct external_key key = { .prefixlen = 160,
+				    .slot = IN_FAMILY(SLOT(ctx->generation), ctx->v4),
+				    .addr = *addr };
 
 	return bpf_map_lookup_elem(&externals, &key);
 }

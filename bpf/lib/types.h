@@ -26,6 +26,9 @@ struct mac {
 #define SLOT(generation) ((generation) & 1)
 #define SCOPE(network, generation) ((network) | (__u32)SLOT(generation) << 31)
 
+/* In tries of prefixes, scope or slot also has the family: ::/0 is not to match IPv4. */
+#define IN_FAMILY(scope, v4) ((scope) | (__u32) !!(v4) << 30)
+
 /*
  * Two numbers of networks that no topology gives: the host itself, this one or another node's, and whatever is at an interface
  * that is not of the overlay. Which external network an address out there is in follows from the address.
@@ -168,7 +171,7 @@ struct block {
 /* What a network may open flows to beside itself, a longest-prefix trie; scope: the network that opens. */
 struct peering_key {
 	__u32 prefixlen; /* 32 + bits of the address, in IPv6 bits */
-	__u32 scope;
+	__u32 scope;	 /* in its family */
 	union addr addr;
 };
 
@@ -188,7 +191,7 @@ struct peering {
 /* An address outside of the overlay, a longest-prefix trie. */
 struct external_key {
 	__u32 prefixlen; /* 32 + bits of the address, in IPv6 bits */
-	__u32 slot;
+	__u32 slot;	 /* in its family */
 	union addr addr;
 };
 

@@ -166,12 +166,12 @@ func TestRowsOfPlan(t *testing.T) {
 	if err != nil || !ok || foreign.Flags != 0 || foreign.Bits4 != [4]uint8{96 + 26} || foreign.Traffic == own.Traffic {
 		t.Errorf("the foreign network's row is %+v, %v, %v", foreign, ok, err)
 	}
-	key := bpf.LacePeeringKey{Prefixlen: 32 + 128, Scope: Scope(100, 1)}
+	key := bpf.LacePeeringKey{Prefixlen: 32 + 128, Scope: Scope(100, 1) | 1<<familyBit}
 	key.Addr.U8 = netip.MustParseAddr("::ffff:10.60.7.8").As16()
 	if row, ok, err := m.Peerings.Get(key); err != nil || !ok || row.Network != 300 || row.Line != 30 {
 		t.Errorf("the peering's row is %+v, %v, %v", row, ok, err)
 	}
-	key.Scope = Scope(100, 0)
+	key.Scope = Scope(100, 0) | 1<<familyBit
 	if row, ok, _ := m.Peerings.Get(key); ok {
 		t.Errorf("the other slot has a peering: %+v", row)
 	}

@@ -103,13 +103,13 @@ func TestOutsideRows(t *testing.T) {
 		t.Errorf("the networks are %+v and %+v", network, internet)
 	}
 	for prefix, length := range map[string]uint32{"::ffff:192.0.2.0": 32 + 96 + 24, "::": 32} {
-		k := bpf.LaceExternalKey{Prefixlen: length, Slot: 1}
+		k := bpf.LaceExternalKey{Prefixlen: length, Slot: inFamily(1, netip.PrefixFrom(netip.MustParseAddr(prefix).Unmap(), 0))}
 		k.Addr.U8 = netip.MustParseAddr(prefix).As16()
 		if row, ok, err := m.Externals.Get(k); err != nil || !ok || row.Network != 0xe00001 || row.Line != 40 {
 			t.Errorf("prefix %s is %+v, %v, %v", prefix, row, ok, err)
 		}
 	}
-	k := bpf.LacePeeringKey{Prefixlen: 32 + 128, Scope: Scope(100, 1)}
+	k := bpf.LacePeeringKey{Prefixlen: 32 + 128, Scope: Scope(100, 1) | 1<<familyBit}
 	k.Addr.U8 = netip.MustParseAddr("::ffff:192.0.2.9").As16()
 	if row, ok, err := m.Peerings.Get(k); err != nil || !ok || row.Flags != 3 || row.Peer != 1 || row.Sid.U8 != sid.As16() || row.Line != 50 {
 		t.Errorf("the peering is %+v, %v, %v", row, ok, err)

@@ -152,7 +152,7 @@ func (m *Maps) read() ([2]*rows, error) {
 	networks, err := split(m.Networks, slotOfScope)
 	blocks, err2 := split(m.Blocks, func(k bpf.LaceBlockKey) Slot { return slotOfScope(k.Scope) })
 	peerings, err3 := split(m.Peerings, func(k bpf.LacePeeringKey) Slot { return slotOfScope(k.Scope) })
-	externals, err4 := split(m.Externals, func(k bpf.LaceExternalKey) Slot { return Slot(k.Slot) })
+	externals, err4 := split(m.Externals, func(k bpf.LaceExternalKey) Slot { return Slot(k.Slot &^ (1 << familyBit)) })
 	peers, err5 := split(m.Peers, func(k bpf.LacePeerKey) Slot { return Slot(k.Slot) })
 	ports, err6 := split(m.Ports, func(k bpf.LacePortKey) Slot { return Slot(k.Slot) })
 	endpoints, err7 := split(m.Endpoints, func(k bpf.LaceEndpointKey) Slot { return slotOfScope(k.Scope) })
