@@ -24,31 +24,35 @@ import (
 
 // tracked is one line of `lace conntrack`: a flow in both directions, with the names that belong to it.
 type tracked struct {
-	Protocol    string     `json:"protocol"` // "tcp", "udp", "icmp", "icmp6", or a number
-	State       string     `json:"state"`    // "new", "answered", "established", "closing" or "closed"
-	Src         netip.Addr `json:"src"`      // that opened it
-	SrcPort     uint16     `json:"src_port,omitempty"`
-	Dst         netip.Addr `json:"dst"`
-	DstPort     uint16     `json:"dst_port,omitempty"`
-	ICMPID      uint16     `json:"icmp_id,omitempty"`
-	Age         int64      `json:"age"`      // seconds since the first packet
-	Idle        int64      `json:"idle"`     // seconds since the last, of either direction
-	Sent        amount     `json:"sent"`     // the way it was opened
-	Answered    amount     `json:"answered"` // the other way
-	OneWay      bool       `json:"one_way,omitempty"`
-	Container   string     `json:"container,omitempty"` // that opened it, where it is of this node
-	Name        string     `json:"name,omitempty"`      // … as people call it
-	Network     string     `json:"network"`
-	FromNode    string     `json:"from_node,omitempty"`    // that it was opened from, where it is another one
-	ToContainer string     `json:"to_container,omitempty"` // that it was opened to, where it is of this node
-	ToName      string     `json:"to_name,omitempty"`
-	ToNetwork   string     `json:"to_network"`
-	ToNode      string     `json:"to_node,omitempty"`
-	SID         netip.Addr `json:"sid,omitzero"`      // outer destination the way it was opened
-	File        string     `json:"file,omitempty"`    // the topology
-	Line        uint32     `json:"line,omitempty"`    // … and the line of it that lets the flow pass
-	Bridged     bool       `json:"bridged,omitempty"` // in frames that are carried as they are, inside of an L2 network
-	Generation  uint32     `json:"generation"`        // of the tables that decided; another one is active: it is decided again
+	Protocol    string       `json:"protocol"` // "tcp", "udp", "icmp", "icmp6", or a number
+	State       string       `json:"state"`    // "new", "answered", "established", "closing" or "closed"
+	Src         netip.Addr   `json:"src"`      // that opened it
+	SrcPort     uint16       `json:"src_port,omitempty"`
+	Dst         netip.Addr   `json:"dst"`
+	DstPort     uint16       `json:"dst_port,omitempty"`
+	ICMPID      uint16       `json:"icmp_id,omitempty"`
+	Age         int64        `json:"age"`      // seconds since the first packet
+	Idle        int64        `json:"idle"`     // seconds since the last, of either direction
+	Sent        amount       `json:"sent"`     // the way it was opened
+	Answered    amount       `json:"answered"` // the other way
+	OneWay      bool         `json:"one_way,omitempty"`
+	Container   string       `json:"container,omitempty"` // that opened it, where it is of this node
+	Name        string       `json:"name,omitempty"`      // … as people call it
+	Network     string       `json:"network"`
+	FromNode    string       `json:"from_node,omitempty"`    // that it was opened from, where it is another one
+	ToContainer string       `json:"to_container,omitempty"` // that it was opened to, where it is of this node
+	ToName      string       `json:"to_name,omitempty"`
+	ToNetwork   string       `json:"to_network"`
+	ToNode      string       `json:"to_node,omitempty"`
+	Way         string       `json:"way"`               // the way it was opened: "container", "node", "out", "host" or "loopback"
+	Rewrite     *translation `json:"rewrite,omitempty"` // what the addresses and ports become the way it was opened
+	SID         netip.Addr   `json:"sid,omitzero"`      // outer destination the way it was opened
+	File        string       `json:"file,omitempty"`    // the topology
+	Line        uint32       `json:"line,omitempty"`    // … and the line of it that lets the flow pass
+	Bridged     bool         `json:"bridged,omitempty"` // in frames that are carried as they are, inside of an L2 network
+	Generation  uint32       `json:"generation"`        // of the tables that decided; another one is active: it is decided again
+
+	from, to party
 }
 
 // amount is what went one way: packets, and bytes from the IP header on.
@@ -93,20 +97,39 @@ func protocolNumber(word string) (uint8, bool) {
 	return uint8(p), err == nil
 }
 
-// takesFlow says the same of both directions.
+// takesFlow says the same of both directions: addresses and ports are those before and after translation.
 func (f flowFilter) takesFlow(n *names, v maps.Flow) bool {
 	number, _ := protocolNumber(f.protocol)
+	to := rewriteOf(v)
 	return (f.protocol == "" || number == v.Protocol) &&
 		(f.state == "" || f.state == maps.FlowStateName(v.State)) &&
-		(!f.address.IsValid() || f.address == v.Src.Addr() || f.address == v.Dst.Addr()) &&
-		(f.port == 0 || !isICMP(v.Protocol) && (f.port == uint(v.Src.Port()) || f.port == uint(v.Dst.Port()))) &&
-		(f.network == "" || f.network == n.network(v.Network) || f.network == n.network(v.To)) &&
-		(f.container == "" || f.takesContainer(n, v))
+		(!f.address.IsValid() || f.address == v.Src.Addr() || f.address == v.Dst.Addr() || to.hasAddress(f.address)) &&
+		(f.port == 0 || !isICMP(v.Protocol) && (f.port == uint(v.Src.Port()) || f.port == uint(v.Dst.Port()) || to.hasPort(f.port))) &&
+		(f.network == "" && f.container == "" || f.takesEnds(n, v))
 }
 
-func (f flowFilter) takesContainer(n *names, v maps.Flow) bool {
-	from, to := n.between(v.Network, v.To, 0, v.Ifindex, v.Src.Addr(), v.Dst.Addr())
-	return from.is(f.container) || to.is(f.container)
+func (f flowFilter) takesEnds(n *names, v maps.Flow) bool {
+	from, to := n.endsOf(v)
+	return (f.network == "" || f.network == from.Network || f.network == to.Network) &&
+		(f.container == "" || from.is(f.container) || to.is(f.container))
+}
+
+func rewriteOf(v maps.Flow) *translation {
+	return translated(v.Rewrite.Src, v.Rewrite.Dst, isICMP(v.Protocol))
+}
+
+// endsOf are those of one direction. A container is known by its own address, which a published port or a host's address stands for on
+// one side of a translation, and by its interface, which the flow has where it goes to one.
+func (n *names) endsOf(v maps.Flow) (from, to party) {
+	src, dst := v.Src.Addr(), v.Dst.Addr()
+	if v.Translated {
+		dst = v.Rewrite.Dst.Addr()
+	}
+	var ifindex uint32
+	if v.Way == maps.WayContainer {
+		ifindex = v.Ifindex
+	}
+	return n.between(v.Network, v.To, 0, ifindex, src, dst)
 }
 
 // conntrack is a run of `lace conntrack`.
@@ -158,8 +181,8 @@ func (c *conntrack) parse(args []string) (run func() error, file string, err err
 	flags.StringVar(&c.filter.container, "container", "", "only from or to the container with this `name` or namespace/id")
 	flags.StringVar(&c.filter.protocol, "proto", "", "only of this `protocol`: tcp, udp, icmp, icmp6, sctp or a number")
 	flags.StringVar(&c.filter.state, "state", "", "only in this `state`: "+strings.Join(maps.FlowStates(), ", "))
-	flags.TextVar(&c.filter.address, "address", netip.Addr{}, "only from or to this `address`")
-	flags.UintVar(&c.filter.port, "port", 0, "only from or to this `port`")
+	flags.TextVar(&c.filter.address, "address", netip.Addr{}, "only from or to this `address`, before or after translation")
+	flags.UintVar(&c.filter.port, "port", 0, "only from or to this `port`, before or after translation")
 	what := "list"
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		what, args = args[0], args[1:]
@@ -291,7 +314,7 @@ func (t *tally) print(out io.Writer) error {
 
 // tracked names what a flow is about.
 func (n *names) tracked(c maps.Connection) *tracked {
-	from, to := n.between(c.Network, c.To, 0, c.Ifindex, c.Src.Addr(), c.Dst.Addr())
+	from, to := n.endsOf(c.Flow)
 	if c.Underlay {
 		from.Node = n.peer(c.Peer, c.Source)
 	} else {
@@ -302,7 +325,8 @@ func (n *names) tracked(c maps.Connection) *tracked {
 		Age: int64(c.Age.Seconds()), Idle: int64(c.Quiet().Seconds()), Sent: amount{c.Packets, c.Bytes}, OneWay: c.Answer == nil,
 		Container: from.Container, Name: from.Name, Network: from.Network, FromNode: from.Node,
 		ToContainer: to.Container, ToName: to.Name, ToNetwork: to.Network, ToNode: to.Node,
-		SID: c.SID, Line: c.Line, Bridged: c.Bridged, Generation: c.Generation,
+		Way: c.Way.String(), Rewrite: rewriteOf(c.Flow), SID: c.SID, Line: c.Line, Bridged: c.Bridged, Generation: c.Generation,
+		from: from, to: to,
 	}
 	if isICMP(c.Protocol) {
 		t.ICMPID = c.Src.Port()
@@ -326,12 +350,15 @@ func (t *tracked) print(w io.Writer, asJSON bool) error {
 	if asJSON {
 		return json.NewEncoder(w).Encode(t)
 	}
-	from, to := party{t.Container, t.Name, t.Network, t.FromNode}, party{t.ToContainer, t.ToName, t.ToNetwork, t.ToNode}
 	answered := t.Answered.String()
 	if t.OneWay {
 		answered = "-"
 	}
-	line := fmt.Sprintf(listFormat, t.Protocol, t.State, span(t.Age), span(t.Idle), t.Sent, answered, t.flow(), ends(from, to, "?"))
+	line := fmt.Sprintf(listFormat, t.Protocol, t.State, span(t.Age), span(t.Idle), t.Sent, answered, t.flow(), ends(t.from, t.to, "?"))
+	was := &translation{Src: t.Src, SrcPort: t.SrcPort, Dst: t.Dst, DstPort: t.DstPort, ICMPID: t.ICMPID}
+	for _, words := range t.Rewrite.words(was, t.to) {
+		line += "  " + words
+	}
 	if t.Line != 0 {
 		line += "  " + rule(t.File, t.Line)
 	}

@@ -49,7 +49,7 @@ func TestConntrackRefusesWhatNothingPasses(t *testing.T) {
 // sent is a flow of web to edge-2, answered.
 func sent() maps.Connection {
 	f := maps.Flow{Network: 100, To: 200, Src: netip.MustParseAddrPort("10.40.1.7:40000"), Dst: netip.MustParseAddrPort("10.60.2.9:80"), Protocol: 6,
-		State: bpf.LaceFlowStateFLOW_ESTABLISHED, Age: 725 * time.Second, Idle: 9 * time.Second, Packets: 12, Bytes: 34567, Peer: 1,
+		State: bpf.LaceFlowStateFLOW_ESTABLISHED, Age: 725 * time.Second, Idle: 9 * time.Second, Packets: 12, Bytes: 34567, Peer: 1, Way: maps.WayNode,
 		SID: address("5f00:1ace:2:14:0:c800::"), Line: 31, Generation: 5}
 	back := maps.Flow{Network: 200, To: 100, Src: f.Dst, Dst: f.Src, Protocol: 6, State: f.State, Reply: true, Underlay: true, Age: f.Age,
 		Idle: 3 * time.Second, Packets: 9, Bytes: 7800, Ifindex: 7, Peer: 1, Line: 31, Generation: 5}
@@ -70,7 +70,7 @@ func TestConntrackPrints(t *testing.T) {
 			*c = maps.Connection{Flow: there, Answer: &back}
 		}, "tcp   established  12m05s      3s        9/7800      12/34.6K  10.60.2.9:80 > 10.40.1.7:40000        edge-2 (storage) > web (backend)  topology.toml:31\n"},
 		"here, and unanswered": {func(c *maps.Connection) {
-			c.Dst, c.Ifindex, c.Peer, c.State, c.Answer = netip.MustParseAddrPort("10.60.1.8:80"), 8, 0, bpf.LaceFlowStateFLOW_NEW, nil
+			c.Dst, c.Ifindex, c.Way, c.Peer, c.State, c.Answer = netip.MustParseAddrPort("10.60.1.8:80"), 8, maps.WayContainer, 0, bpf.LaceFlowStateFLOW_NEW, nil
 		}, "tcp   new          12m05s      9s      12/34.6K             -  10.40.1.7:40000 > 10.60.1.8:80        web (backend) > default/0123456789ab (storage)  topology.toml:31\n"},
 		"echo": {func(c *maps.Connection) {
 			c.Protocol, c.Line = 1, 0
@@ -95,7 +95,7 @@ func TestConntrackPrints(t *testing.T) {
 	var out bytes.Buffer
 	want := `{"protocol":"tcp","state":"established","src":"10.40.1.7","src_port":40000,"dst":"10.60.2.9","dst_port":80,"age":725,"idle":3,` +
 		`"sent":{"packets":12,"bytes":34567},"answered":{"packets":9,"bytes":7800},"container":"default/a","name":"web","network":"backend",` +
-		`"to_network":"storage","to_node":"edge-2","sid":"5f00:1ace:2:14:0:c800::","file":"/etc/lace/topology.toml","line":31,"generation":5}`
+		`"to_network":"storage","to_node":"edge-2","way":"node","sid":"5f00:1ace:2:14:0:c800::","file":"/etc/lace/topology.toml","line":31,"generation":5}`
 	if err := knownNames().tracked(sent()).print(&out, true); err != nil || strings.TrimSpace(out.String()) != want {
 		t.Errorf("%v\ngot  %swant %s", err, out.String(), want)
 	}

@@ -25,6 +25,7 @@ type names struct {
 	file      string // of the topology
 	locator   topology.Locator
 	networks  map[uint32]string
+	externals []plan.External
 	peers     []plan.Peer
 	endpoints map[stationKey]string      // of other nodes
 	ports     map[uint32]plan.Attachment // by the index of their host end
@@ -92,7 +93,7 @@ func (n *names) look() error {
 
 // readTopology goes on without what a broken file would tell.
 func (n *names) readTopology() {
-	n.networks, n.endpoints = map[uint32]string{}, map[stationKey]string{}
+	n.networks, n.endpoints = outerNames(), map[stationKey]string{}
 	t, err := topology.Load(n.file)
 	if err != nil {
 		return
@@ -102,7 +103,7 @@ func (n *names) readTopology() {
 	if err != nil {
 		return
 	}
-	n.peers, n.locator = p.Peers, p.Locator
+	n.peers, n.locator, n.externals = p.Peers, p.Locator, p.Externals
 	for _, s := range p.Stations {
 		n.endpoints[stationKey{s.Network, s.MAC}] = s.Name
 	}
@@ -110,7 +111,7 @@ func (n *names) readTopology() {
 
 // networkNames are those of a topology by id.
 func networkNames(t *topology.Topology) map[uint32]string {
-	names := map[uint32]string{}
+	names := outerNames()
 	for _, n := range t.Networks {
 		names[uint32(n.ID)] = n.Name
 	}
@@ -183,16 +184,21 @@ func (n *names) link(index uint32) string {
 // rule is a line of a topology file as an editor takes it: "topology.toml:12".
 func rule(file string, line uint32) string { return fmt.Sprintf("%s:%d", filepath.Base(file), line) }
 
-// party is one end of a flow: a container of this node, or another node.
+// party is one end of a flow: a container of this node, another node, a host, or what is outside of the overlay.
 type party struct {
 	Container string // containerd namespace and id, where it is of this node
 	Name      string
 	Network   string
-	Node      string // another one
+	Node      string // another one: that it is at, or that carries its packets
+	Outer     bool   // it is no container: Network says what it is
 }
 
-// String is "web (backend)", as far as it is known; "" where nothing is.
+// String is "web (backend)", as far as it is known; "" where nothing is. What is no container is "host", "internet", or that of another
+// node: "host of edge-2", "internet by edge-2".
 func (p party) String() string {
+	if p.Outer {
+		return p.outer()
+	}
 	who := p.Name
 	if who == "" {
 		who = shortID(p.Container)
@@ -207,6 +213,17 @@ func (p party) String() string {
 		return "(" + p.Network + ")"
 	}
 	return who + " (" + p.Network + ")"
+}
+
+func (p party) outer() string {
+	who, at := p.Network, " by "
+	if who == hostsName {
+		who, at = "host", " of "
+	}
+	if p.Node == "" {
+		return who
+	}
+	return who + at + p.Node
 }
 
 // is says whether somebody means this container.
@@ -229,12 +246,13 @@ func (n *names) of(a plan.Attachment, network uint32) party {
 	if network == 0 {
 		network = uint32(a.NetworkID)
 	}
-	return party{Container: a.Container, Name: a.Name, Network: n.network(network)}
+	return party{Container: a.Container, Name: a.Name, Network: n.network(network), Outer: n.isOuter(network)}
 }
 
 // between says who sends and who is sent to, in a packet from a network to another one: each is the container of that
 // interface, or the one that has the address.
 func (n *names) between(from, to uint32, in, out uint32, src, dst netip.Addr) (sender, receiver party) {
+	from, to = n.classified(from, src), n.classified(to, dst)
 	a, ok := n.ports[in]
 	if !ok {
 		a = n.places[place{from, src}]

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lace-net/lace/bpf"
 	"github.com/lace-net/lace/conf"
 	"github.com/lace-net/lace/dataplane/hook"
 	"github.com/lace-net/lace/dataplane/maps"
@@ -24,28 +25,32 @@ import (
 
 // traced is one line of `lace trace`: an event with the names that belong to it.
 type traced struct {
-	Time        time.Time  `json:"time"`
-	Node        string     `json:"node"`                   // this one
-	Verdict     string     `json:"verdict"`                // "passed": a new flow; "refused": a packet; "ended": a packet and its flow
-	Reason      string     `json:"reason"`                 // docs/reasons.md
-	Stage       string     `json:"stage"`                  // where it was decided
-	Container   string     `json:"container,omitempty"`    // that sent it, where it is of this node
-	Name        string     `json:"name,omitempty"`         // … as people call it
-	Network     string     `json:"network,omitempty"`      // the sender's
-	FromNode    string     `json:"from_node,omitempty"`    // the sender's, where it is another one
-	ToContainer string     `json:"to_container,omitempty"` // that it goes to, where it is of this node
-	ToName      string     `json:"to_name,omitempty"`
-	ToNetwork   string     `json:"to_network,omitempty"`
-	ToNode      string     `json:"to_node,omitempty"`
-	Interface   string     `json:"interface"` // where it came in
-	Output      string     `json:"output,omitempty"`
-	SID         netip.Addr `json:"sid,omitzero"`         // outer destination, sent or found
-	File        string     `json:"file,omitempty"`       // the topology
-	Line        uint32     `json:"line,omitempty"`       // … and the line of it that decided
-	Generation  uint32     `json:"generation,omitempty"` // of the tables that decided
-	Length      uint32     `json:"length"`
-	Missed      uint32     `json:"missed,omitempty"`
-	Flow        trace.Flow `json:"flow"`
+	Time        time.Time    `json:"time"`
+	Node        string       `json:"node"`                   // this one
+	Verdict     string       `json:"verdict"`                // "passed": a new flow; "refused": a packet; "ended": a packet and its flow
+	Reason      string       `json:"reason"`                 // docs/reasons.md
+	Stage       string       `json:"stage"`                  // where it was decided
+	Container   string       `json:"container,omitempty"`    // that sent it, where it is of this node
+	Name        string       `json:"name,omitempty"`         // … as people call it
+	Network     string       `json:"network,omitempty"`      // the sender's
+	FromNode    string       `json:"from_node,omitempty"`    // the sender's, where it is another one
+	ToContainer string       `json:"to_container,omitempty"` // that it goes to, where it is of this node
+	ToName      string       `json:"to_name,omitempty"`
+	ToNetwork   string       `json:"to_network,omitempty"`
+	ToNode      string       `json:"to_node,omitempty"`
+	Interface   string       `json:"interface"` // where it came in
+	Output      string       `json:"output,omitempty"`
+	Way         string       `json:"way,omitempty"`        // of a new flow: "container", "node", "out", "host" or "loopback"
+	SID         netip.Addr   `json:"sid,omitzero"`         // outer destination, sent or found
+	File        string       `json:"file,omitempty"`       // the topology
+	Line        uint32       `json:"line,omitempty"`       // … and the line of it that decided
+	Generation  uint32       `json:"generation,omitempty"` // of the tables that decided
+	Length      uint32       `json:"length"`
+	Missed      uint32       `json:"missed,omitempty"`
+	Flow        trace.Flow   `json:"flow"`
+	Rewrite     *translation `json:"rewrite,omitempty"` // what its addresses and ports become
+
+	from, to party
 }
 
 // traceFilter is what the command line asks to see; zero fields ask for everything.
@@ -57,11 +62,11 @@ type traceFilter struct {
 
 func (f traceFilter) takes(t *traced) bool {
 	return (f.network == "" || f.network == t.Network || f.network == t.ToNetwork) &&
-		(f.container == "" || t.sender().is(f.container) || t.receiver().is(f.container)) &&
+		(f.container == "" || t.from.is(f.container) || t.to.is(f.container)) &&
 		(f.reason == "" || f.reason == t.Reason) &&
 		(f.verdict == "" || f.verdict == t.Verdict) &&
-		(!f.address.IsValid() || f.address == t.Flow.Src || f.address == t.Flow.Dst) &&
-		(f.port == 0 || f.port == uint(t.Flow.SrcPort) || f.port == uint(t.Flow.DstPort))
+		(!f.address.IsValid() || f.address == t.Flow.Src || f.address == t.Flow.Dst || t.Rewrite.hasAddress(f.address)) &&
+		(f.port == 0 || f.port == uint(t.Flow.SrcPort) || f.port == uint(t.Flow.DstPort) || t.Rewrite.hasPort(f.port))
 }
 
 // check refuses what no event could ever have, before anybody waits for it.
@@ -133,8 +138,8 @@ func (t *tracing) parse(args []string) (string, error) {
 	flags.StringVar(&t.filter.container, "container", "", "only from or to the container with this `name` or namespace/id")
 	flags.StringVar(&t.filter.reason, "reason", "", "only with this `reason`")
 	flags.StringVar(&t.filter.verdict, "verdict", "", "only `passed`, refused or ended")
-	flags.TextVar(&t.filter.address, "address", netip.Addr{}, "only from or to this `address`")
-	flags.UintVar(&t.filter.port, "port", 0, "only from or to this `port`")
+	flags.TextVar(&t.filter.address, "address", netip.Addr{}, "only from or to this `address`, before or after translation")
+	flags.UintVar(&t.filter.port, "port", 0, "only from or to this `port`, before or after translation")
 	if err := parseFlags(flags, args, 0); err != nil {
 		return "", err
 	}
@@ -169,6 +174,10 @@ func (n *names) trace(e trace.Event) *traced {
 		Container: from.Container, Name: from.Name, Network: from.Network, FromNode: from.Node,
 		ToContainer: to.Container, ToName: to.Name, ToNetwork: to.Network, ToNode: to.Node,
 		Interface: n.link(e.Ifindex), SID: e.SID, Line: e.Line, Generation: e.Generation, Length: e.Length, Missed: e.Missed, Flow: e.Flow,
+		Rewrite: translated(e.Rewrite.Src, e.Rewrite.Dst, e.Flow.ICMPID != 0), from: from, to: to,
+	}
+	if e.Verdict == bpf.LaceVerdictVERDICT_PASSED {
+		t.Way = maps.Way(e.Way).String()
 	}
 	if e.Output != 0 {
 		t.Output = n.link(e.Output)
@@ -181,6 +190,9 @@ func (n *names) trace(e trace.Event) *traced {
 
 // comesIn says whether a packet came from another node: to a SID of this one, or at no container's interface.
 func (n *names) comesIn(e trace.Event) bool {
+	if e.Outer != trace.SideNone {
+		return false
+	}
 	if e.SID.IsValid() && n.locator.IsValid() {
 		return n.isOwn(e.SID)
 	}
@@ -193,14 +205,6 @@ func outerSource(f trace.Flow) netip.Addr {
 		return netip.Addr{}
 	}
 	return f.Outer.Src
-}
-
-func (t *traced) sender() party {
-	return party{t.Container, t.Name, t.Network, t.FromNode}
-}
-
-func (t *traced) receiver() party {
-	return party{t.ToContainer, t.ToName, t.ToNetwork, t.ToNode}
 }
 
 func (t *traced) print(w io.Writer, asJSON bool) error {
@@ -221,7 +225,8 @@ func (t *traced) print(w io.Writer, asJSON bool) error {
 
 // parts are what is behind the columns: who, the rule, the SID, the length.
 func (t *traced) parts() []string {
-	parts := []string{ends(t.sender(), t.receiver(), "interface "+t.Interface)}
+	was := &translation{Src: t.Flow.Src, SrcPort: t.Flow.SrcPort, Dst: t.Flow.Dst, DstPort: t.Flow.DstPort, ICMPID: t.Flow.ICMPID}
+	parts := append([]string{ends(t.from, t.to, "interface "+t.Interface)}, t.Rewrite.words(was, t.to)...)
 	if t.Line != 0 {
 		parts = append(parts, rule(t.File, t.Line))
 	}

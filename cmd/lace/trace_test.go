@@ -15,6 +15,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/lace-net/lace/bpf"
+	"github.com/lace-net/lace/dataplane/maps"
 	"github.com/lace-net/lace/dataplane/netdev"
 	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/dataplane/trace"
@@ -31,7 +32,17 @@ func knownNames() *names {
 			{Index: 1, Name: "edge-2", Locator: topology.Locator{Prefix: netip.MustParsePrefix("5f00:1ace:2::/48")}},
 			{Index: 2, Name: "edge-3", Locator: topology.Locator{Prefix: netip.MustParsePrefix("5f00:1ace:3::/48")}},
 		},
-		links: map[uint32]string{2: "eth0", 7: "lace0", 8: "lace1"},
+		links: map[uint32]string{1: "lo", 2: "eth0", 3: "lc-host-peer", 7: "lace0", 8: "lace1"},
+		externals: []plan.External{
+			{Name: "internet", ID: 0xe00001, Prefixes: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}},
+			{Name: "office", ID: 0xe00002, Prefixes: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}},
+		},
+	}
+	for id, name := range outerNames() {
+		n.networks[id] = name
+	}
+	for _, e := range n.externals {
+		n.networks[uint32(e.ID)] = e.Name
 	}
 	n.addPorts([]netdev.Port{
 		{Index: 7, Attachment: plan.Attachment{Container: "default/a", Name: "web", Network: "backend", NetworkID: 100, V4: address("10.40.1.7"), V6: address("fd40::7")}},
@@ -49,7 +60,7 @@ func tcp(src, dst string) trace.Flow {
 func toEdge2() trace.Event {
 	return trace.Event{Time: time.Unix(0, 0).UTC(), Verdict: bpf.LaceVerdictVERDICT_PASSED, Reason: bpf.LaceReasonREASON_ENCAPSULATED,
 		Stage: bpf.LaceStageSTAGE_DELIVER, Ifindex: 7, Network: 100, To: 200, Peer: 1, Generation: 5, Line: 31, Length: 84,
-		SID: address("5f00:1ace:2:14:0:c800::"), Flow: tcp("10.40.1.7:40000", "10.60.2.9:80")}
+		Way: uint8(maps.WayNode), SID: address("5f00:1ace:2:14:0:c800::"), Flow: tcp("10.40.1.7:40000", "10.60.2.9:80")}
 }
 
 func refused() trace.Event {
@@ -152,7 +163,7 @@ func TestTracePrintsJSON(t *testing.T) {
 		t.Fatalf("%v, %s", err, out.String())
 	}
 	want := `{"time":"1970-01-01T00:00:00Z","node":"edge-1","verdict":"passed","reason":"encapsulated","stage":"deliver","container":"default/a","name":"web",` +
-		`"network":"backend","to_network":"storage","to_node":"edge-2","interface":"lace0","sid":"5f00:1ace:2:14:0:c800::","file":"/etc/lace/topology.toml","line":31,` +
+		`"network":"backend","to_network":"storage","to_node":"edge-2","interface":"lace0","way":"node","sid":"5f00:1ace:2:14:0:c800::","file":"/etc/lace/topology.toml","line":31,` +
 		`"generation":5,"length":84,"flow":{"protocol":"tcp","src":"10.40.1.7","dst":"10.60.2.9","src_port":40000,"dst_port":80}}`
 	if !json.Valid(out.Bytes()) || strings.TrimSpace(out.String()) != want {
 		t.Errorf("got  %swant %s", out.String(), want)
