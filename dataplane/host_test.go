@@ -213,6 +213,11 @@ func TestOutside(t *testing.T) {
 	}
 	b.mustApply(top)
 	check("with the topology from before")
+
+	b.reopen(parse(t, web))
+	if sites := b.sites(); sites["out0"] || sites["lo"] || !sites["up0"] {
+		t.Errorf("an agent that has no external networks leaves programs at %v", sites)
+	}
 }
 
 // host is what the programs know of the host.

@@ -75,11 +75,25 @@ func (d *Dataplane) attachAll() error {
 	if err := errors.Join(err, err2); err != nil { // what is not in sites may have to stay
 		return errors.Join(err, err3)
 	}
+	if d.host.addresses == nil {
+		d.inherit(host)
+	}
 	err4 := d.writeHost(host, attached)
 	err5 := d.dev.Localhost(d.publishes())
 	err6 := d.leave(sites)
 	d.host = host
 	return errors.Join(err3, err4, err5, err6, d.hooks.Commit(keep))
+}
+
+// inherit takes over where an earlier agent may have put programs that are wanted no more. Links are pinned, so that Commit knows them; filters are not.
+func (d *Dataplane) inherit(h hostState) {
+	if d.hooks.TCX() {
+		return
+	}
+	d.attached[h.side.Loopback] = true
+	for _, ifindex := range h.addresses {
+		d.attached[ifindex] = true
+	}
 }
 
 // attachTo puts programs on interfaces. keep are those that are there, attached those of them that have their program.
