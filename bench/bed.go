@@ -15,16 +15,17 @@ type kind struct {
 	name     string
 	overhead int      // bytes of the wire's MTU that its headers take from the pods'
 	kin      string   // the bed that it differs least from, and is compared with too; empty: none
+	outside  bool     // one end is in no pod: the references, which join two, say nothing of it
 	metrics  []string // what traffic is measured on it; nil: all
-	programs bool     // its entry programs are timed
+	trials   string   // packets that its entry programs are timed with, of trialsOf; empty: none
 	build    func(context.Context, *bed) error
 }
 
 // kinds is in the order of the report.
-var kinds = []kind{bare, routed, vxlan, seg6, laceL3, laceL3SRH, laceL2, laceL2Segment}
+var kinds = []kind{bare, routed, vxlan, seg6, laceL3, laceL3SRH, laceL2, laceL2Segment, nftMasq, laceMasq, nftDNAT, lacePublish}
 
 // bed is podA – nodeA – wire – nodeB – podB, all of them network namespaces. The traffic goes
-// from client to server.
+// from client to server. Of an outside bed nodeB is a host that knows of no pod, and podB is empty.
 type bed struct {
 	kind
 	wire   string
@@ -32,7 +33,8 @@ type bed struct {
 	node   [2]ns
 	client ns
 	server ns
-	addr   map[int]netip.Addr // of the server, by IP version
+	addr   map[int]netip.Addr // that the client asks, by IP version
+	listen map[int]netip.Addr // of the server; differs where a port is published
 	dir    string             // of a Lace bed: its files
 	flows  int                // of a Lace bed: room for so many; 0: what the topology's default is
 	agents [2]*nodeProcess    // of a Lace bed
@@ -42,7 +44,7 @@ type bed struct {
 func bedNames() []string { return namesOf(func(kind) bool { return true }) }
 
 // programBeds are those whose entry programs are timed.
-func programBeds() []string { return namesOf(func(k kind) bool { return k.programs }) }
+func programBeds() []string { return namesOf(func(k kind) bool { return k.trials != "" }) }
 
 func namesOf(which func(kind) bool) []string {
 	var names []string
@@ -125,47 +127,65 @@ func (b *bed) layWire(ctx context.Context) error {
 	return nil
 }
 
-// addPods makes each side's pod with its veth, pod0 being the node's end.
+// addPods makes each side's pod.
 func (b *bed) addPods(ctx context.Context) error {
-	size := mtu - b.overhead
-	for i, n := range b.node {
-		err := n.ip(ctx,
-			fmt.Sprintf("link add pod0 type veth peer name eth0 netns %s", b.pod[i]),
-			fmt.Sprintf("link set pod0 address %s mtu %d up", portMAC[i], size))
-		if err != nil {
-			return err
-		}
-		err = b.pod[i].ip(ctx, fmt.Sprintf("link set eth0 address %s mtu %d up", podMAC[i], size))
-		if err != nil {
+	for i := range b.node {
+		if err := b.addPod(ctx, i); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// addPod makes a side's pod with its veth, pod0 being the node's end.
+func (b *bed) addPod(ctx context.Context, side int) error {
+	size := mtu - b.overhead
+	err := b.node[side].ip(ctx,
+		fmt.Sprintf("link add pod0 type veth peer name eth0 netns %s", b.pod[side]),
+		fmt.Sprintf("link set pod0 address %s mtu %d up", portMAC[side], size))
+	if err != nil {
+		return err
+	}
+	return b.pod[side].ip(ctx, fmt.Sprintf("link set eth0 address %s mtu %d up", podMAC[side], size))
 }
 
 // routePods gives each pod a subnet of its own with the node as its gateway.
 func (b *bed) routePods(ctx context.Context) error {
-	for i, n := range b.node {
-		err := n.ip(ctx,
-			fmt.Sprintf("addr add %s.1/24 dev pod0", podNet4[i]),
-			fmt.Sprintf("addr add %s:1/64 dev pod0 nodad", podNet6[i]))
-		if err != nil {
-			return err
-		}
-		err = b.pod[i].ip(ctx,
-			fmt.Sprintf("addr add %s.2/24 dev eth0", podNet4[i]),
-			fmt.Sprintf("addr add %s:2/64 dev eth0 nodad", podNet6[i]),
-			fmt.Sprintf("route add default via %s.1", podNet4[i]),
-			fmt.Sprintf("route add ::/0 via %s:1", podNet6[i]))
-		if err != nil {
+	for i := range b.node {
+		if err := b.routePod(ctx, i, "pod0"); err != nil {
 			return err
 		}
 	}
-	b.serverAt(podNet4[1]+".2", podNet6[1]+":2")
+	b.serverAt(podAddr4(1), podAddr6(1))
 	return nil
 }
 
+// routePod gives a side's pod a subnet of its own, with the node as its gateway at a device.
+func (b *bed) routePod(ctx context.Context, side int, dev string) error {
+	err := b.node[side].ip(ctx,
+		fmt.Sprintf("addr add %s.1/24 dev %s", podNet4[side], dev),
+		fmt.Sprintf("addr add %s:1/64 dev %s nodad", podNet6[side], dev))
+	if err != nil {
+		return err
+	}
+	return b.pod[side].ip(ctx,
+		fmt.Sprintf("addr add %s/24 dev eth0", podAddr4(side)),
+		fmt.Sprintf("addr add %s/64 dev eth0 nodad", podAddr6(side)),
+		fmt.Sprintf("route add default via %s.1", podNet4[side]),
+		fmt.Sprintf("route add ::/0 via %s:1", podNet6[side]))
+}
+
+// podAddr4 and podAddr6 are a routed pod's own.
+func podAddr4(side int) string { return podNet4[side] + ".2" }
+func podAddr6(side int) string { return podNet6[side] + ":2" }
+
 // serverAt says where the server is.
 func (b *bed) serverAt(v4, v6 string) {
+	b.listen = map[int]netip.Addr{4: netip.MustParseAddr(v4), 6: netip.MustParseAddr(v6)}
+	b.addr = b.listen
+}
+
+// publishAt says that the client asks another address than the server's.
+func (b *bed) publishAt(v4, v6 string) {
 	b.addr = map[int]netip.Addr{4: netip.MustParseAddr(v4), 6: netip.MustParseAddr(v6)}
 }

@@ -5,13 +5,13 @@ package main
 import "context"
 
 // laceL3 is Lace: the agent's data plane on both nodes, an L3 network between two containers.
-var laceL3 = kind{name: "lace-l3", programs: true, build: laceBed(routedFabric)}
+var laceL3 = kind{name: "lace-l3", trials: routedTrials, build: laceBed(routedFabric)}
 
 // laceL3SRH is the same with a segment routing header on the wire.
 var laceL3SRH = kind{name: "lace-l3-srh", build: laceBed(routedFabric.with(`encapsulation = "srh"`))}
 
 // laceL2 is an L2 network between two containers: whole frames on the wire, those that are still to be segmented behind a shim.
-var laceL2 = kind{name: "lace-l2", kin: laceL3.name, programs: true, build: laceBed(frameFabric)}
+var laceL2 = kind{name: "lace-l2", kin: laceL3.name, trials: frameTrials, build: laceBed(frameFabric)}
 
 // laceL2Segment has the frames segmented before they are encapsulated. What is never segmented goes as on laceL2.
 var laceL2Segment = kind{name: "lace-l2-segment", kin: laceL2.name, metrics: []string{"tcp"},

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command bench measures Lace against the bare wire, plain routing, VXLAN and the kernel's own
-// SRv6, on beds of network namespaces. docs/performance.md explains the method.
+// Command bench measures Lace against the bare wire, plain routing, VXLAN, the kernel's own SRv6 and
+// nftables, on beds of network namespaces. docs/performance.md explains the method.
 package main
 
 import (
@@ -54,6 +54,7 @@ var roles = map[string]func([]string) error{
 	"send":    func(args []string) error { return runTraffic(args, clients) },
 	"isolate": isolate,
 	"node":    runNode,
+	owned:     runOwned,
 }
 
 func exitCode(err error) int {

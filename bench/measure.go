@@ -12,23 +12,24 @@ import (
 
 // record is all that a run measured.
 type record struct {
-	Host     string                          `json:"host"`
-	Date     string                          `json:"date"`
-	Load     float64                         `json:"load"` // average before the run
-	Family   int                             `json:"family"`
-	Wire     string                          `json:"wire"`
-	Sample   string                          `json:"sample"`
-	Beds     []string                        `json:"beds"`
-	Metrics  []string                        `json:"metrics"`            // of the traffic
-	Samples  map[string]map[string][]float64 `json:"samples"`            // by metric, by bed, one a round
-	Programs map[string]map[string][]float64 `json:"programs,omitempty"` // ns by bed, by program, one a round
-	Attach   map[int][]float64               `json:"attach,omitempty"`   // ms by containers already there
-	RSS      float64                         `json:"rss,omitempty"`      // MB of the agent with the last of populations
-	Flows    map[int][]float64               `json:"flows,omitempty"`    // ns of pod_l3 by entries in the table, one a round
-	Collect  []float64                       `json:"collect,omitempty"`  // ms of a collection among the most entries
-	Apply    map[string][]float64            `json:"apply,omitempty"`    // ms of an apply, by what it changes
-	FDB      map[string]map[int][]float64    `json:"fdb,omitempty"`      // ns of pod_l2 by frame, by endpoints that are known, one a round
-	Flood    map[string][]float64            `json:"flood,omitempty"`    // ns of one more copy, by whom it goes to, one a round
+	Host       string                          `json:"host"`
+	Date       string                          `json:"date"`
+	Load       float64                         `json:"load"` // average before the run
+	Family     int                             `json:"family"`
+	Wire       string                          `json:"wire"`
+	Sample     string                          `json:"sample"`
+	Beds       []string                        `json:"beds"`
+	Metrics    []string                        `json:"metrics"`            // of the traffic
+	Samples    map[string]map[string][]float64 `json:"samples"`            // by metric, by bed, one a round
+	Programs   map[string]map[string][]float64 `json:"programs,omitempty"` // ns by bed, by program, one a round
+	Attach     map[int][]float64               `json:"attach,omitempty"`   // ms by containers already there
+	RSS        float64                         `json:"rss,omitempty"`      // MB of the agent with the last of populations
+	Flows      map[int][]float64               `json:"flows,omitempty"`    // ns of pod_l3 by entries in the table, one a round
+	Collect    []float64                       `json:"collect,omitempty"`  // ms of a collection among the most entries
+	Apply      map[string][]float64            `json:"apply,omitempty"`    // ms of an apply, by what it changes
+	FDB        map[string]map[int][]float64    `json:"fdb,omitempty"`      // ns of pod_l2 by frame, by endpoints that are known, one a round
+	Flood      map[string][]float64            `json:"flood,omitempty"`    // ns of one more copy, by whom it goes to, one a round
+	Masquerade *masqueraded                    `json:"masquerade,omitempty"`
 }
 
 func newRecord(opt options) *record {
@@ -81,7 +82,7 @@ func (l *lab) measureApart(ctx context.Context, rec *record) error {
 		name    string
 		measure func(context.Context, *record) error
 	}{{metricAttach, l.measureAttach}, {metricFlows, l.measureFlows}, {metricApply, l.measureApply},
-		{metricFDB, l.measureFDB}, {metricFlood, l.measureFlood}} {
+		{metricFDB, l.measureFDB}, {metricFlood, l.measureFlood}, {metricMasq, l.measureMasquerade}} {
 		if !l.opt.wants(m.name) {
 			continue
 		}
@@ -113,10 +114,10 @@ func (l *lab) round(ctx context.Context, rec *record) error {
 // measurePrograms runs the programs on beds of Lace, with their maps as they are.
 func (l *lab) measurePrograms(rec *record) error {
 	for _, b := range l.beds {
-		if !b.programs {
+		if b.trials == "" {
 			continue
 		}
-		r, err := b.agents[0].do(order{Do: "programs", Container: b.container(0),
+		r, err := b.agents[0].do(order{Do: "programs", Container: b.container(0), Trials: b.trials,
 			Far: b.addr[4].String(), Far6: b.addr[6].String(), Runs: l.opt.runs})
 		if err != nil {
 			return fmt.Errorf("measure %s on %s: %w", metricPrograms, b.name, err)

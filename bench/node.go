@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lace-net/lace/dataplane"
+	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/topology"
 )
 
@@ -59,18 +60,22 @@ func mountOwn() error {
 
 // order is what a node is told to do, one JSON object a line; report is its answer.
 type order struct {
-	Do        string // "attach", "detach", "programs", "agent", "fill", "look", "collect", "apply", "ready", "fdb" or "flood"
+	Do        string // "attach", "detach", "programs", "agent", "fill", "look", "collect", "apply", "ready", "fdb", "flood" or "open"
 	Container string
-	Network   string        // attach
-	Netns     string        // attach
-	IfName    string        // attach: in the container; empty: eth0
-	Far, Far6 string        // programs: addresses of a container on the other node
-	Runs      int           // programs, look, fdb, flood: in this round
-	Lace      string        // agent: the binary
-	Settings  string        // agent: its file
-	Settle    time.Duration // agent: until it counts as at rest
-	Entries   int           // fill: entries that the table of flows is to have
-	Topology  string        // apply: a file
+	Network   string         // attach
+	Netns     string         // attach
+	IfName    string         // attach: in the container; empty: eth0
+	Gateway   bool           // attach: the container's default route leads there
+	Publish   []plan.Publish // attach: ports of the node
+	Trials    string         // programs: of trialsOf
+	Far, Far6 string         // programs: addresses that the bed's client asks
+	Runs      int            // programs, look, fdb, flood: in this round
+	Lace      string         // agent: the binary
+	Settings  string         // agent: its file
+	Settle    time.Duration  // agent: until it counts as at rest
+	Entries   int            // fill: entries that the table of flows is to have
+	Topology  string         // apply: a file
+	Length    time.Duration  // open
 }
 
 type report struct {
@@ -81,6 +86,8 @@ type report struct {
 	Programs map[string]float64 `json:",omitempty"` // ns a run
 	RSS      int                `json:",omitempty"` // agent: kB
 	Ready    bool               `json:",omitempty"` // ready
+	Opened   int                `json:",omitempty"` // open
+	Refused  map[string]uint64  `json:",omitempty"` // open: packets, by reason
 }
 
 // node is the role that runs a node's data plane as the agent does, and takes orders.
@@ -90,7 +97,8 @@ type node struct {
 	name string
 	stop func() error // idempotent
 
-	crowd *flowCrowd // of fill
+	crowd  *flowCrowd // of fill
+	opener *opener    // of open
 }
 
 func runNode(args []string) error {
@@ -184,6 +192,8 @@ func (n *node) obey(o order) (report, error) {
 		return n.fdb(o)
 	case "flood":
 		return n.flood(o)
+	case "open":
+		return n.open(o)
 	}
 	return report{}, fmt.Errorf("unknown order %q", o.Do)
 }
@@ -191,7 +201,7 @@ func (n *node) obey(o order) (report, error) {
 func (n *node) attach(ctx context.Context, o order) (report, error) {
 	began := time.Now()
 	ports, err := n.d.Attach(ctx, dataplane.Request{Container: o.Container, Netns: o.Netns,
-		Interfaces: []dataplane.Interface{{Network: o.Network, IfName: o.IfName}}})
+		Interfaces: []dataplane.Interface{{Network: o.Network, IfName: o.IfName, Gateway: o.Gateway, Publish: o.Publish}}})
 	took := time.Since(began)
 	if err != nil {
 		return report{}, err

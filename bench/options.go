@@ -29,6 +29,8 @@ type options struct {
 	attaches int           // that are timed for each population
 	lace     string        // the real agent
 	settle   time.Duration // until the agent counts as at rest
+	owned    int           // flows that are masqueraded at once
+	opening  time.Duration // for which connections are opened
 	entries  [2]int        // of the tables of flows of the two nodes; a flow has one for each direction
 }
 
@@ -66,9 +68,11 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 		return opt, asUsage(err)
 	}
 	opt.runs, opt.attaches, opt.settle, opt.entries = 2000, 200, 10*time.Second, [2]int{1_000, 1_000_000}
+	opt.owned, opt.opening = 20_000, time.Minute
 	if smoke {
-		opt.rounds, opt.sample = 2, 200*time.Millisecond
+		opt.rounds, opt.sample = 2, 100*time.Millisecond
 		opt.runs, opt.attaches, opt.settle, opt.entries = 20, 3, 3*time.Second, [2]int{1_000, 10_000}
+		opt.owned, opt.opening = 2_000, time.Second
 	}
 	opt.beds, opt.metrics = strings.Split(beds, ","), strings.Split(metrics, ",")
 	return opt, opt.check(fs.Args())

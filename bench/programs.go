@@ -24,9 +24,25 @@ const emptyProgram = "empty"
 
 // What programs answer.
 const (
-	actShot     = 2 // TC_ACT_SHOT: the packet ends here, as one does whose copies went on
-	actRedirect = 7 // TC_ACT_REDIRECT: the program took it the whole way
+	actUnspec   = -1 // TC_ACT_UNSPEC: it is none of Lace's
+	actShot     = 2  // TC_ACT_SHOT: the packet ends here, as one does whose copies went on
+	actRedirect = 7  // TC_ACT_REDIRECT: the program took it the whole way
 )
+
+// The packets that the entry programs of a kind of bed are timed with.
+const (
+	routedTrials     = "routed"
+	frameTrials      = "frame"
+	masqueradeTrials = "masquerade"
+	publishTrials    = "publish"
+)
+
+var trialsOf = map[string]func(*node, ends) ([]trial, error){
+	routedTrials:     (*node).routedTrials,
+	frameTrials:      (*node).frameTrials,
+	masqueradeTrials: (*node).masqueradeTrials,
+	publishTrials:    (*node).publishTrials,
+}
 
 // trial is a program with a packet that it takes the whole way, through all its tail calls.
 type trial struct {
@@ -73,9 +89,9 @@ func (n *node) programs(o order) (report, error) {
 		return report{}, fmt.Errorf("load an empty program: %w", err)
 	}
 	defer empty.Close()
-	trials := n.routedTrials(e)
-	if e.network.Type == topology.L2 {
-		trials = n.frameTrials(e)
+	trials, err := trialsOf[o.Trials](n, e)
+	if err != nil {
+		return report{}, err
 	}
 	nothing := trials[0]
 	nothing.name, nothing.program = emptyProgram, empty
@@ -122,20 +138,22 @@ func (n *node) entry(p hook.Program) *ebpf.Program {
 	return n.d.Hooks().Collection().Programs[string(p)]
 }
 
-func (n *node) routedTrials(e ends) []trial {
+func (n *node) routedTrials(e ends) ([]trial, error) {
 	pod, uplink := n.entry(hook.PodL3), n.entry(hook.Uplink)
 	toGateway := func(p []byte) []byte { return ethernet(plan.GatewayMAC, e.port.MAC, p) }
 	in4 := e.outer(topology.EndDT46, protocolIPv4, udp(e.far, e.port.V4))
 	in6 := e.outer(topology.EndDT46, protocolIPv6, udp(e.far6, e.port.V6))
-	return []trial{
+	trials := []trial{
 		{name: "pod_l3", program: pod, packet: toGateway(udp(e.port.V4, e.far)), ifindex: e.port.Ifindex, answer: actRedirect},
 		{name: "pod_l3-v6", program: pod, packet: toGateway(udp(e.port.V6, e.far6)), ifindex: e.port.Ifindex, answer: actRedirect},
 		{name: "uplink", program: uplink, packet: in4, answer: actRedirect},
 		{name: "uplink-v6", program: uplink, packet: in6, answer: actRedirect},
 	}
+	host, err := n.hostTrials(hook.Uplink)
+	return append(trials, host...), err
 }
 
-func (n *node) frameTrials(e ends) []trial {
+func (n *node) frameTrials(e ends) ([]trial, error) {
 	pod, uplink, far := n.entry(hook.PodL2), n.entry(hook.Uplink), e.network.DerivedMAC(e.far, e.far6)
 	out := func(p []byte) []byte { return ethernet(far, e.port.MAC, p) }
 	in := e.outer(topology.EndDT2U, protocolEthernet, ethernet(e.port.MAC, far, udp(e.far, e.port.V4)))
@@ -143,7 +161,7 @@ func (n *node) frameTrials(e ends) []trial {
 		{name: "pod_l2", program: pod, packet: out(udp(e.port.V4, e.far)), ifindex: e.port.Ifindex, answer: actRedirect},
 		{name: "pod_l2-v6", program: pod, packet: out(udp(e.port.V6, e.far6)), ifindex: e.port.Ifindex, answer: actRedirect},
 		{name: "uplink-l2", program: uplink, packet: in, answer: actRedirect},
-	}
+	}, nil
 }
 
 // testRun is the part of union bpf_attr that BPF_PROG_TEST_RUN takes.
@@ -157,6 +175,22 @@ type testRun struct {
 
 // run gives the program its packet once. The library's Benchmark has no way to say on which interface.
 func (t trial) run() (ns float64, err error) {
+	ns, _, err = t.pass(nil)
+	return ns, err
+}
+
+// become runs the program once and is what became of the packet.
+func (t trial) become() ([]byte, error) {
+	out := make([]byte, len(t.packet)+outerRoom)
+	_, n, err := t.pass(out)
+	return out[:n], err
+}
+
+// outerRoom is how much longer a packet may have become.
+const outerRoom = 128
+
+// pass runs the program once, and puts what became of the packet in out, where there is room for something.
+func (t trial) pass(out []byte) (ns float64, size int, err error) {
 	var skb [192]byte                                          // struct __sk_buff
 	binary.NativeEndian.PutUint32(skb[40:], uint32(t.ifindex)) // its field ifindex
 	var pin runtime.Pinner
@@ -168,12 +202,16 @@ func (t trial) run() (ns float64, err error) {
 		dataSizeIn: uint32(len(t.packet)), dataIn: uint64(uintptr(unsafe.Pointer(&t.packet[0]))),
 		ctxSizeIn: uint32(len(skb)), ctxIn: uint64(uintptr(unsafe.Pointer(&skb[0]))),
 	}
+	if len(out) > 0 {
+		pin.Pin(&out[0])
+		attr.dataSizeOut, attr.dataOut = uint32(len(out)), uint64(uintptr(unsafe.Pointer(&out[0])))
+	}
 	_, _, errno := unix.RawSyscall(unix.SYS_BPF, unix.BPF_PROG_TEST_RUN, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
 	if errno != 0 {
-		return 0, fmt.Errorf("run program %s: %w", t.name, errno)
+		return 0, 0, fmt.Errorf("run program %s: %w", t.name, errno)
 	}
-	if int(attr.retval) != t.answer {
-		return 0, fmt.Errorf("program %s answered %d, not %d: it did not take its packet the whole way", t.name, attr.retval, t.answer)
+	if answer := int(int32(attr.retval)); answer != t.answer {
+		return 0, 0, fmt.Errorf("program %s answered %d, not %d: it did not take its packet the whole way", t.name, answer, t.answer)
 	}
-	return float64(attr.duration), nil
+	return float64(attr.duration), int(attr.dataSizeOut), nil
 }

@@ -30,7 +30,7 @@ var references = []string{"vxlan", "seg6", "routed", "bare"}
 
 // rows are all lines of the report.
 func (r *record) rows() []row {
-	return slices.Concat(r.trafficRows(), r.programRows(), r.attachRows(), r.flowRows(), r.applyRows(), r.fdbRows(), r.floodRows())
+	return slices.Concat(r.trafficRows(), r.programRows(), r.attachRows(), r.flowRows(), r.applyRows(), r.fdbRows(), r.floodRows(), r.masqueradeRows())
 }
 
 // trafficRows compares every bed with every reference, a reference only with those after it, and then each with its kin.
@@ -127,6 +127,22 @@ func (r *record) floodRows() []row {
 	return absolute(laceL2.name, metricFlood, "ns", r.Flood)
 }
 
+// masqueradeRows are absolute, and those of what was refused had better be 0.
+func (r *record) masqueradeRows() []row {
+	m := r.Masquerade
+	if m == nil {
+		return nil
+	}
+	one := func(what, unit string, v float64) row {
+		return row{Bed: laceMasq.name, Metric: metricMasq + "/" + what, Unit: unit, spread: spread{v, v, v}, Rounds: 1}
+	}
+	return []row{one("at-once", "flows", float64(m.Flows)), one("refused", unitRefused, m.refused()),
+		{Bed: laceMasq.name, Metric: metricMasq + "/opened", Unit: "connections/s", spread: spreadOf(m.Opened), Rounds: len(m.Opened)}}
+}
+
+// unitRefused is of the one figure that may be 0.
+const unitRefused = "packets"
+
 func (r *record) applyRows() []row {
 	return absolute(laceL3.name, metricApply, "ms", r.Apply)
 }
@@ -140,10 +156,18 @@ func absolute(bed, metric, unit string, samples map[string][]float64) []row {
 	return rows
 }
 
-// against are the references that come after a bed; all of them for one that is no reference.
+// against are the references that come after a bed; all of them for one that is no reference, none for one that they say nothing of.
 func (r *record) against(bed string) []string {
+	if kindNamed(bed).outside {
+		return nil
+	}
+	return r.referencesFrom(slices.Index(references, bed) + 1)
+}
+
+// referencesFrom are those from a place in their order on that were measured.
+func (r *record) referencesFrom(place int) []string {
 	var refs []string
-	for _, ref := range references[slices.Index(references, bed)+1:] {
+	for _, ref := range references[place:] {
 		if slices.Contains(r.Beds, ref) {
 			refs = append(refs, ref)
 		}
@@ -228,7 +252,7 @@ func (r *record) print(w io.Writer, rows []row) {
 
 func (r *record) printMetric(w io.Writer, m metric, rows []row) {
 	head := []string{m.name, m.unit}
-	refs := r.against("")
+	refs := r.referencesFrom(0)
 	for _, ref := range refs {
 		head = append(head, "÷ "+ref)
 	}
@@ -251,7 +275,7 @@ func (r *record) printKin(w io.Writer, rows []row) {
 	if !slices.ContainsFunc(r.Beds, func(b string) bool { return r.kinOf(b) != nil }) || len(r.Metrics) == 0 {
 		return
 	}
-	fmt.Fprintf(w, "of Lace\t%s\n", strings.Join(r.Metrics, "\t"))
+	fmt.Fprintf(w, "side by side\t%s\n", strings.Join(r.Metrics, "\t"))
 	for _, b := range r.Beds {
 		for _, kin := range r.kinOf(b) {
 			cells := []string{b + " ÷ " + kin}

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/exec"
 	"time"
@@ -41,17 +42,18 @@ var metrics = []metric{
 
 // What is measured besides traffic.
 const (
-	metricPrograms = "ns"     // the programs by BPF_PROG_TEST_RUN
-	metricAttach   = "attach" // time of Attach, and the agent's memory
-	metricFlows    = "flows"  // a look-up among many flows, and their collection
-	metricApply    = "apply"  // a large topology
-	metricFDB      = "fdb"    // a frame to one of many endpoints
-	metricFlood    = "flood"  // one more copy of a frame for many
+	metricPrograms = "ns"         // the programs by BPF_PROG_TEST_RUN
+	metricAttach   = "attach"     // time of Attach, and the agent's memory
+	metricFlows    = "flows"      // a look-up among many flows, and their collection
+	metricApply    = "apply"      // a large topology
+	metricFDB      = "fdb"        // a frame to one of many endpoints
+	metricFlood    = "flood"      // one more copy of a frame for many
+	metricMasq     = "masquerade" // very many flows to one server outside
 )
 
 // metricNames are all, those of the traffic first.
 func metricNames() []string {
-	return append(trafficNames(), metricPrograms, metricAttach, metricFlows, metricApply, metricFDB, metricFlood)
+	return append(trafficNames(), metricPrograms, metricAttach, metricFlows, metricApply, metricFDB, metricFlood, metricMasq)
 }
 
 func trafficNames() []string {
@@ -75,14 +77,14 @@ func metricNamed(name string) metric {
 func (b *bed) traffic(ctx context.Context, kind string, family int, length time.Duration) (float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, length+patience)
 	defer cancel()
-	args := func(role string, at ns) []string {
-		return []string{role, "--netns", string(at), "--metric", kind, "--sample", length.String(), "--addr", b.addr[family].String()}
+	args := func(role string, at ns, addr netip.Addr) []string {
+		return []string{role, "--netns", string(at), "--metric", kind, "--sample", length.String(), "--addr", addr.String()}
 	}
-	server, err := startServer(ctx, args("serve", b.server))
+	server, err := startServer(ctx, args("serve", b.server, b.listen[family]))
 	if err != nil {
 		return 0, err
 	}
-	sent, sendErr := runClient(ctx, args("send", b.client))
+	sent, sendErr := runClient(ctx, args("send", b.client, b.addr[family]))
 	if sendErr != nil {
 		cancel() // nothing more will reach the server
 	}

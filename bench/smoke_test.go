@@ -49,7 +49,7 @@ func checkRows(t *testing.T, path string, want []string) {
 	var got []string
 	for _, r := range rows {
 		got = append(got, r.Bed+" "+r.Metric+" "+r.Against)
-		if !(r.Median > 0) || !(r.Q1 <= r.Median && r.Median <= r.Q3) || r.Rounds < 1 {
+		if !(r.Median > 0 || r.Median == 0 && r.Unit == unitRefused) || !(r.Q1 <= r.Median && r.Median <= r.Q3) || r.Rounds < 1 {
 			t.Errorf("row %+v cannot be true", r)
 		}
 	}
@@ -66,6 +66,7 @@ func expectedRows(metrics []string) []string {
 		"lace-l3 %s vxlan", "lace-l3 %s seg6", "lace-l3 %s routed", "lace-l3 %s bare",
 		"lace-l3-srh %s vxlan", "lace-l3-srh %s seg6", "lace-l3-srh %s routed", "lace-l3-srh %s bare",
 		"lace-l2 %s vxlan", "lace-l2 %s seg6", "lace-l2 %s routed", "lace-l2 %s bare", "lace-l2 %s lace-l3",
+		"lace-masq %s nft-masq", "lace-publish %s nft-dnat",
 	} {
 		for _, metric := range []string{"tcp", "rr", "udp", "crr"} { // spelt out: the names are promised
 			want = append(want, fmt.Sprintf(pair, metric))
@@ -84,9 +85,16 @@ func expectedRows(metrics []string) []string {
 		want = append(want, "lace-l2 "+frame+"/10 ", "lace-l2 "+frame+"/10000 ", "lace-l2 "+frame+"/10000 ÷ 10 ")
 	}
 	want = append(want, "lace-l2 flood/node ", "lace-l2 flood/port ")
-	for _, program := range []string{"pod_l3", "pod_l3-v6", "uplink", "uplink-v6"} {
-		want = append(want, "lace-l3 ns/"+program+" empty")
+	for bed, programs := range map[string][]string{
+		"lace-l3":      {"pod_l3", "pod_l3-v6", "uplink", "uplink-v6", "uplink-host"},
+		"lace-masq":    {"pod_l3-masquerade", "pod_l3-masquerade-v6", "uplink-masquerade", "uplink-masquerade-v6", "uplink-host", "outer-host"},
+		"lace-publish": {"pod_l3-publish", "pod_l3-publish-v6", "uplink-publish", "uplink-publish-v6"},
+	} {
+		for _, program := range programs {
+			want = append(want, bed+" ns/"+program+" empty")
+		}
 	}
+	want = append(want, "lace-masq masquerade/at-once ", "lace-masq masquerade/opened ", "lace-masq masquerade/refused ")
 	for _, n := range []string{"1", "10", "100"} {
 		want = append(want, "lace-l3 attach/"+n+" ", "lace-l3 attach-p99/"+n+" ")
 	}
@@ -175,7 +183,7 @@ func TestRefusesBadFlags(t *testing.T) {
 		"--rounds 0":                "--rounds 0 is out of range",
 		"--sample 1ms":              "--sample 1ms is out of range",
 		"--metrics attach --lace /": "--lace / is no program",
-		"--metrics ns --beds bare":  "ns is measured on lace-l3, lace-l2; add one to --beds",
+		"--metrics ns --beds bare":  "ns is measured on lace-l3, lace-l2, lace-masq, lace-publish; add one to --beds",
 		"--metrics rr now":          `unexpected argument "now"`,
 		"--metrics rr --cpu x":      `invalid value "x" for flag -cpu`,
 	} {

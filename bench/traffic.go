@@ -33,7 +33,7 @@ func (t tally) rate() float64 { return float64(t.Count) / t.Elapsed.Seconds() }
 // end is one side of a kind of traffic. A server calls ready once it listens.
 type end func(addr netip.AddrPort, length time.Duration, ready func()) (tally, error)
 
-var servers = map[string]end{"tcp": serveStream, "rr": serveEcho, "crr": serveConnections, "udp": servePackets}
+var servers = map[string]end{"tcp": serveStream, "rr": serveEcho, "crr": serveConnections, "udp": servePackets, owned: serveOwned}
 var clients = map[string]end{"tcp": sendStream, "rr": sendEcho, "crr": sendConnections, "udp": sendPackets}
 
 // runTraffic is a role of this binary: one end of one sample, in the network namespace given. Its
