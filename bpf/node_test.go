@@ -33,7 +33,7 @@ const (
 	overlap   = topology.NetworkID(200)
 	elsewhere = topology.NetworkID(300) // a network that no node has
 	router    = 3                       // number of the foreign router
-	networks  = 4                       // that a node of the fixture has at most
+	networks  = 7                       // that a node of the fixture has at most
 )
 
 // Places of the interfaces. Both nodes use the same ones: no packet is really sent.
@@ -47,6 +47,16 @@ const (
 	podE     // L2 networks: network 700
 	machine  // L2 networks: a device of the host that a virtual machine is behind, network 500
 	cutter   // L2 networks: the near end of the segmenter
+	simple   // the number of those above, which are all alike
+)
+
+// Places of the interfaces of a bed with an outside.
+const (
+	wan      = simple + iota // what most leaves by
+	wan2                     // another interface that leads out
+	hostSide                 // lc-host
+	hostPeer                 // lc-host-peer
+	loopDev                  // lo
 	devices
 )
 
@@ -68,6 +78,7 @@ type options struct {
 	srh, vrf    bool
 	l2          bool // the networks of l2_node_test.go
 	cut         bool // l2-gso = "segment"
+	outside     bool // the networks of outside_node_test.go
 	changeProto bool // decapsulate without the flags of 6.3
 	bits4       plan.Lengths
 	bits6       plan.Lengths
@@ -117,7 +128,7 @@ func newSpace(t testing.TB) *bed {
 }
 
 func (b *bed) makeDevices() error {
-	for i := range b.index {
+	for i := range simple {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = fmt.Sprintf("lacebpf%d", i)
 		b.mac[i] = plan.MAC{2, 0, 0, 0, 0xee, byte(i)}
@@ -194,6 +205,10 @@ func newNode(t testing.TB, b *bed, o options) *node {
 	if o.l2 {
 		n.plan = n.buildSegments()
 	}
+	if o.outside {
+		n.plan = n.buildOutside()
+		n.syncHost()
+	}
 	must(t, n.maps.InitFlows())
 	n.sync(n.plan)
 	must(t, n.maps.Beat())
@@ -209,6 +224,14 @@ var stages = map[bpf.LaceStage]string{
 	bpf.LaceStageSTAGE_NEIGHBOUR: "stage_neighbour",
 	bpf.LaceStageSTAGE_FLOOD:     "stage_flood",
 	bpf.LaceStageSTAGE_FRAME:     "stage_frame",
+
+	bpf.LaceStageSTAGE_OUTER:      "outer",
+	bpf.LaceStageSTAGE_OUTER_RAW:  "outer_raw",
+	bpf.LaceStageSTAGE_ENTER:      "stage_enter",
+	bpf.LaceStageSTAGE_EXIT:       "stage_exit",
+	bpf.LaceStageSTAGE_MASQUERADE: "stage_masquerade",
+	bpf.LaceStageSTAGE_EGRESS:     "stage_egress",
+	bpf.LaceStageSTAGE_RELATED:    "stage_related",
 }
 
 func (n *node) load() {
@@ -304,6 +327,9 @@ func (n *node) sync(p *plan.Plan) maps.Synced {
 	if n.opts.l2 {
 		devices = n.segmentDevices()
 	}
+	if n.opts.outside {
+		devices = n.pairDevices()
+	}
 	done, err := n.maps.Sync(p, n.opts.vrf, devices, n.ways(nexthop{known: true}))
 	must(n.t, err)
 	return done
@@ -330,7 +356,7 @@ const (
 )
 
 // lastPassing is the last reason of a packet that goes on.
-const lastPassing = bpf.LaceReasonREASON_REPLICATED
+const lastPassing = bpf.LaceReasonREASON_FROM_HOST
 
 // result is what became of a packet.
 type result struct {
@@ -399,28 +425,33 @@ func (n *node) try(in input) (result, error) {
 	return r, nil
 }
 
-// counters reads the tables themselves, row by row that there is a reason for: it is done around each packet.
+// counters reads the tables themselves, in one go each: it is done around each packet.
 func (n *node) counters() (out [bpf.LaceReasonREASON_MAX]uint64) {
 	n.t.Helper()
-	for i := range out {
-		out[i] = n.packets("counters", uint32(i))
-	}
-	for number := uint32(0); number <= networks; number++ {
-		for reason := bpf.LaceReasonREASON_NONE + 1; reason <= lastPassing; reason++ {
-			out[reason] += n.packets("traffic", number*trafficReasons+uint32(reason))
+	copy(out[:], n.packets("counters", len(out)))
+	for i, packets := range n.packets("traffic", (networks+1)*trafficReasons) {
+		if reason := bpf.LaceReason(i % trafficReasons); reason != bpf.LaceReasonREASON_NONE {
+			out[reason] += packets
 		}
 	}
 	return out
 }
 
-func (n *node) packets(table string, row uint32) (sum uint64) {
+// packets are those of the first rows of a table of counters.
+func (n *node) packets(table string, rows int) []uint64 {
 	n.t.Helper()
-	var perCPU []bpf.LaceCounter
-	must(n.t, n.coll.Maps[table].Lookup(row, &perCPU))
-	for _, c := range perCPU {
-		sum += c.Packets
+	cpus := ebpf.MustPossibleCPU()
+	var cursor ebpf.MapBatchCursor
+	keys, perCPU := make([]uint32, rows), make([]bpf.LaceCounter, rows*cpus)
+	got, err := n.coll.Maps[table].BatchLookup(&cursor, keys, perCPU, nil)
+	if err != nil || got != rows {
+		n.t.Fatalf("read %d rows of %s: got %d: %v", rows, table, got, err)
 	}
-	return sum
+	out := make([]uint64, rows)
+	for i, c := range perCPU {
+		out[keys[i/cpus]] += c.Packets
+	}
+	return out
 }
 
 func (n *node) clearContexts() {

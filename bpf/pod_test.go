@@ -35,7 +35,7 @@ type row struct {
 const nobody = -1
 
 // form is what rows choose of a node.
-type form struct{ srh, vrf, changeProto, l2, cut bool }
+type form struct{ srh, vrf, changeProto, l2, cut, outside bool }
 
 func runRows(t *testing.T, rows []row) { runRowsAfter(t, bpf.LaceContext{}, rows) }
 
@@ -45,7 +45,10 @@ func runRowsAfter(t *testing.T, left bpf.LaceContext, rows []row) {
 	shared := map[form]*node{} // of rows that leave a node as it was
 	for _, r := range rows {
 		r.opts.number = 1
-		key := form{r.opts.srh, r.opts.vrf, r.opts.changeProto, r.opts.l2, r.opts.cut}
+		if r.opts.outside {
+			b.needOutside(t)
+		}
+		key := form{r.opts.srh, r.opts.vrf, r.opts.changeProto, r.opts.l2, r.opts.cut, r.opts.outside}
 		if r.prepare == nil && shared[key] == nil {
 			shared[key] = newNode(t, b, r.opts)
 			shared[key].preset = left
@@ -102,6 +105,8 @@ func (r row) counts(reasons []bpf.LaceReason) tally {
 		network = uint32(r.network)
 	case r.opts.l2:
 		network = uint32(segmentOf(r.dev))
+	case r.opts.outside:
+		network = uint32(host{1, r.dev}.network())
 	case r.program == "pod_l3":
 		network = uint32(networkOf(r.dev))
 	}

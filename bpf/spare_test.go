@@ -33,7 +33,7 @@ func takeSpare(t testing.TB, byFlags uint8) *ebpf.Collection {
 	return coll
 }
 
-// rowsWiped are those of the large arrays that a node of the fixture may have used.
+// rowsWiped are those of the large arrays that a node of the fixture may have used: of peers, and of networks.
 const rowsWiped = 16
 
 // wipe makes tables what they were when they were loaded.
@@ -51,6 +51,7 @@ func wipe(t testing.TB, coll *ebpf.Collection) {
 	must(t, table.Close()) // the outer map keeps it
 	must(t, coll.Maps["generation"].Put(uint32(0), uint32(0)))
 	must(t, coll.Maps["heartbeat"].Put(uint32(0), uint64(0)))
+	must(t, coll.Maps["this_host"].Put(uint32(0), bpf.LaceHost{}))
 	for slot := range uint32(2) {
 		must(t, coll.Maps["node_config"].Put(slot, bpf.LaceConfig{}))
 		for i := range uint32(rowsWiped) {
@@ -61,7 +62,7 @@ func wipe(t testing.TB, coll *ebpf.Collection) {
 	for i := range uint32(bpf.LaceReasonREASON_MAX) {
 		must(t, coll.Maps["counters"].Put(i, make([]bpf.LaceCounter, cpus)))
 	}
-	for i := range uint32(rowsWiped * 8) {
+	for i := range uint32(rowsWiped * trafficReasons) {
 		must(t, coll.Maps["traffic"].Put(i, make([]bpf.LaceCounter, cpus)))
 	}
 	must(t, coll.Maps["contexts"].Put(uint32(0), make([]bpf.LaceContext, cpus)))

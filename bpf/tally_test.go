@@ -20,11 +20,10 @@ type tally map[bpf.LaceRefusalKey]uint64
 func (n *node) tally() tally {
 	n.t.Helper()
 	out := tally{}
-	for number, network := range n.numbered() {
-		for reason := bpf.LaceReasonREASON_NONE + 1; reason <= lastPassing; reason++ {
-			if packets := n.packets("traffic", number*trafficReasons+uint32(reason)); packets > 0 {
-				out[bpf.LaceRefusalKey{Network: network, Reason: uint32(reason)}] = packets
-			}
+	numbered := n.numbered()
+	for i, packets := range n.packets("traffic", (networks+1)*trafficReasons) {
+		if packets > 0 {
+			out[bpf.LaceRefusalKey{Network: numbered[uint32(i/trafficReasons)], Reason: uint32(i % trafficReasons)}] = packets
 		}
 	}
 	var key bpf.LaceRefusalKey
