@@ -98,7 +98,12 @@ type stream struct {
 
 func startStream(t *testing.T, from, to *container, at int) *stream {
 	t.Helper()
-	server := to.listenTCP(t, to.addresses()[at], func(c *net.TCPConn) { defer c.Close(); io.Copy(c, c) })
+	return startStreamTo(t, from.namespace, to.listenTCP(t, to.addresses()[at], func(c *net.TCPConn) { defer c.Close(); io.Copy(c, c) }))
+}
+
+// startStreamTo is startStream to a server that sends everything back.
+func startStreamTo(t *testing.T, from *namespace, server netip.AddrPort) *stream {
+	t.Helper()
 	c, err := from.dialTCP(t, server, nil)
 	must(t, err)
 	s := &stream{c: c, stop: make(chan struct{}), ended: make(chan error, 1)}

@@ -139,7 +139,13 @@ func (n *namespace) listenUDP(t testing.TB, at netip.AddrPort) *net.UDPConn {
 // echoUDP answers every datagram with itself, behind a word.
 func (n *namespace) echoUDP(t testing.TB, a netip.Addr, word string) netip.AddrPort {
 	t.Helper()
-	c := n.listenUDP(t, netip.AddrPortFrom(a, 0))
+	return n.echoUDPAt(t, netip.AddrPortFrom(a, 0), word)
+}
+
+// echoUDPAt is echoUDP at a port.
+func (n *namespace) echoUDPAt(t testing.TB, at netip.AddrPort, word string) netip.AddrPort {
+	t.Helper()
+	c := n.listenUDP(t, at)
 	go func() {
 		b := make([]byte, 65536)
 		for {
