@@ -10,6 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/lace-net/lace/dataplane/plan"
 )
 
 // addRule looks packets that come in by an interface, "" for all, up in table 700.
@@ -92,7 +94,13 @@ func TestEgresses(t *testing.T) {
 	both := map[string][2]string{"u0": {nodeV4, nodeV6}, "u1": {"198.51.100.1", "2001:db8:1::1"}}
 	wantEgresses(t, h, both)
 
-	must(t, c.LinkSetDown(u1))
+	must(t, c.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("203.0.114.0/24")), MultiPath: []*netlink.NexthopInfo{
+		{LinkIndex: u0.Attrs().Index, Gw: netip.MustParseAddr("192.0.2.254").AsSlice()},
+		{LinkIndex: u1.Attrs().Index, Gw: netip.MustParseAddr("198.51.100.254").AsSlice()},
+	}}))
+	addRoute(t, c, "203.0.115.0/24", "", mustLink(t, c, plan.HostSide)) // somebody else's
+	wantEgresses(t, h, both)
+	must(t, c.LinkSetDown(u1)) // the route with two paths stays
 	wantEgresses(t, h, map[string][2]string{"u0": {nodeV4, nodeV6}})
 	must(t, c.LinkDel(u0))
 	wantEgresses(t, h, nil)
@@ -179,6 +187,7 @@ func TestAddresses(t *testing.T) {
 		addAddress(t, c, u0, "169.254.1.1/32")
 		addAddress(t, c, u0, "198.51.100.1/24") // the same on two interfaces
 		must(t, errorOf(h.Apply(withHost(testPlan()), Options{VRF: vrf, MTU: uplinkMTU})))
+		addAddress(t, c, mustLink(t, c, plan.HostPeer), "198.51.100.99/32")
 		wantAddresses(t, h, map[string]int{nodeV4: u0.Attrs().Index, nodeV6: u0.Attrs().Index, "198.51.100.1": 1})
 	})
 }

@@ -135,6 +135,9 @@ func wantHostPair(t *testing.T, h *Handle, c *conn) {
 
 func TestHostRoutes(t *testing.T) {
 	h, c, _ := hostNode(t)
+	for _, other := range []string{"203.0.113.9/32", "fd40:ffff::9/128"} { // that the kernel would choose by itself
+		addAddress(t, c, mustLink(t, c, "lo"), other)
+	}
 	p := withHost(testPlan())
 	must(t, errorOf(h.Apply(p, Options{MTU: uplinkMTU})))
 	wantSource(t, c, "10.40.2.3", nodeV4)

@@ -115,7 +115,7 @@ func TestWatch(t *testing.T) {
 		{"address", func() { addAddress(t, c, u0, "fd00:d::1/64") }},
 		{"route", func() { addRoute(t, c, "fd00:e::/64", "fd00:d::2", u0) }},
 		{"IPv4 route", func() { addRoute(t, c, "198.51.100.0/24", "", u0) }},
-		{"IPv4 address", func() { addAddress(t, c, u0, "203.0.113.1/24") }},
+		{"IPv4 address", func() { addAddress(t, c, u0, "203.0.113.1/32") }},
 		{"IPv4 rule", func() { addRule(t, c, netlink.FAMILY_V4, 700, "") }},
 		{"IPv6 rule", func() { addRule(t, c, netlink.FAMILY_V6, 700, "") }},
 		{"new link", func() { veth(t, c, "u1", far, "f1") }},

@@ -117,7 +117,11 @@ func TestWatchTellsOfForwarding(t *testing.T) {
 		must(t, c.sysctl(path, "0"))
 		until(t, "a call for "+path, func() bool { return calls.Load() > before })
 	}
+	before = settled(t, calls)
 	must(t, errorOf(h.Apply(p, Options{MTU: uplinkMTU})))
+	if after := settled(t, calls); after != before {
+		t.Errorf("%d calls for our own correction", after-before)
+	}
 	wantHostPair(t, h, c)
 	sysctlIs(t, c, map[string]int32{"ipv4/ip_forward": 0, "ipv6/conf/all/forwarding": 0})
 }
