@@ -118,18 +118,18 @@ func (a *applier) bridge(n *plan.Network, vrf netlink.Link) (*device, error) {
 		d.noLinkLocal,
 		d.noRouterAdvertisements,
 		d.bridgeSettings,
-		func() error { return d.mtu(a.mtu(n)) },
+		func() error { return d.mtu(a.mtu(n.Overhead)) },
 		func() error { return d.master(vrf) },
 		func() error { return a.gateways(d, n.Gateways) },
 	)
 }
 
-// mtu is the largest IP packet of a container in the network.
-func (a *applier) mtu(n *plan.Network) int {
+// mtu is the largest IP packet of a container, where so much is put before it.
+func (a *applier) mtu(overhead int) int {
 	if a.o.MTU == 0 {
 		return 0
 	}
-	return a.o.MTU - n.Overhead
+	return a.o.MTU - overhead
 }
 
 // ports puts the plan's ports into their bridges: those of a network that left the topology and came back are in none.
@@ -197,7 +197,7 @@ func (a *applier) headroom(n *plan.Network, bridge *device) error {
 	}
 	return each(
 		func() error { return d.alias(networkAlias + n.Name) },
-		func() error { return d.mtu(a.mtu(n)) },
+		func() error { return d.mtu(a.mtu(n.Overhead)) },
 		func() error { return d.master(bridge.Link) },
 	)
 }

@@ -65,12 +65,16 @@ func (d *device) alias(want string) error {
 	return d.set("set alias "+want, func() error { return d.LinkSetAlias(d.Link, want) })
 }
 
-// mtu sets the MTU; 0 leaves it.
-func (d *device) mtu(want int) error {
+// mtu sets the MTU; 0 leaves it. Then it reads the device again: below 1280 (RFC 8200, section 5) that has no IPv6, and no settings of it.
+func (d *device) mtu(want int) (err error) {
 	if want == 0 || d.Attrs().MTU == want {
 		return nil
 	}
-	return d.set(fmt.Sprintf("set MTU %d", want), func() error { return d.LinkSetMTU(d.Link, want) })
+	if err := d.set(fmt.Sprintf("set MTU %d", want), func() error { return d.LinkSetMTU(d.Link, want) }); err != nil {
+		return err
+	}
+	d.detail, err = d.conn.detail(d.Attrs().Index)
+	return err
 }
 
 func (d *device) mac(want plan.MAC) error {

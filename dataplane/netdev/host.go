@@ -62,10 +62,7 @@ func (a *applier) hostPair(p *plan.Plan) error {
 	if err != nil {
 		return err
 	}
-	mtu := 0
-	if a.o.MTU != 0 {
-		mtu = a.o.MTU - p.Encapsulation.Overhead()
-	}
+	mtu := a.mtu(p.Encapsulation.Overhead())
 	err = each(
 		func() error { return side.hostEnd(alias, hostSideMAC, mtu) },
 		func() error { return peer.hostEnd(hostAlias, hostPeerMAC, mtu) },
@@ -93,11 +90,11 @@ func (a *applier) hostSideAlias() string {
 func (d *device) hostEnd(alias string, mac plan.MAC, mtu int) error {
 	return each(
 		func() error { return d.alias(alias) },
+		func() error { return d.mtu(mtu) },
 		func() error { return d.mac(mac) },
 		d.noLinkLocal,
 		d.noRouterAdvertisements,
 		d.noARP,
-		func() error { return d.mtu(mtu) },
 	)
 }
 

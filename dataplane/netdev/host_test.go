@@ -319,3 +319,21 @@ func TestHostPairHasIPv6OfItsOwn(t *testing.T) {
 	wantHostPair(t, h, c)
 	wantSource(t, c, "fd40:0:2::3", nodeV6)
 }
+
+// Where packets are too small for IPv6, the kernel takes it from the pair; IPv4 goes on.
+func TestHostPairWithoutIPv6(t *testing.T) {
+	h, c, _ := hostNode(t)
+	p, small := withHost(testPlan()), Options{MTU: 1300}
+	p.HostRoutes = p.HostRoutes[:1]
+	for range 2 {
+		must(t, errorOf(h.Apply(p, small)))
+		wantSource(t, c, "10.40.2.3", nodeV4)
+		changes, err := h.Apply(p, small)
+		noChanges(t, changes, err)
+		must(t, h.Remove())
+	}
+	must(t, errorOf(h.Apply(p, small)))
+	must(t, errorOf(h.Apply(withHost(testPlan()), Options{MTU: uplinkMTU})))
+	sysctlIs(t, c, map[string]int32{"ipv6/conf/lc-host/forwarding": 1})
+	wantSource(t, c, "fd40:0:2::3", nodeV6)
+}

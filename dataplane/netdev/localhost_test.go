@@ -65,6 +65,7 @@ func TestLocalhostIsUndone(t *testing.T) {
 			return h.Localhost(false)
 		},
 		"a peer that was renamed": func(t *testing.T, h *Handle, c *conn) error {
+			must(t, c.LinkSetDown(mustLink(t, c, plan.HostPeer))) // else old kernels refuse
 			must(t, c.LinkSetName(mustLink(t, c, plan.HostPeer), "x0"))
 			must(t, errorOf(h.Apply(withHost(testPlan()), o)))
 			return h.Localhost(false)

@@ -36,6 +36,7 @@ func TestRoles(t *testing.T) {
 	for name, want := range map[string]role{
 		"lacev100": roleVRF, "laceb16777215": roleBridge, "lacer1": roleHeadroom, "lace0123456789a": rolePort,
 		"laceb0123456789": rolePort, "lace0": roleNone, "lacev": roleNone, "xlacev1": roleNone, "lace0123456789A": roleNone, "lacebx": roleNone,
+		"lc-host": roleHost, "lc-host-peer": roleHost, "lc-host-2": roleNone,
 	} {
 		if got := roleOf(name); got != want {
 			t.Errorf("roleOf(%q) = %d, want %d", name, got, want)
