@@ -97,6 +97,56 @@ func TestCollect(t *testing.T) {
 	}
 }
 
+// masqueraded makes a flow of udpFlow one that leaves the overlay as 192.0.2.1, and returns its keys.
+func masqueraded(t *testing.T, m *ebpf.Map, keys [2]bpf.LaceFlowKey, at uint32) [2]bpf.LaceFlowKey {
+	t.Helper()
+	const outside = 0xfffffe
+	out, in := bpf.LaceFlow{Network: outside}, bpf.LaceFlow{Network: keys[0].Network}
+	for _, v := range []*bpf.LaceFlow{&out, &in} {
+		v.Seen, v.Since, v.Flags, v.State = at, at, uint16(bpf.LaceFlowFlagsFLOW_TRANSLATED), uint8(bpf.LaceFlowStateFLOW_ESTABLISHED)
+	}
+	in.Flags |= uint16(bpf.LaceFlowFlagsFLOW_REPLY)
+	node := bpf.LaceAddr{U8: netip.MustParseAddr("::ffff:192.0.2.1").As16()}
+	ask := keys[0]
+	out.To.Src, out.To.Dst, out.To.Sport, out.To.Dport = node, ask.Dst, be16(10000), ask.Dport
+	in.To.Src, in.To.Dst, in.To.Sport, in.To.Dport = ask.Dst, ask.Src, ask.Dport, ask.Sport
+	answer := ask
+	answer.Network, answer.Src, answer.Dst, answer.Sport, answer.Dport = outside, ask.Dst, node, ask.Dport, be16(10000)
+	must(t, m.Delete(keys[1]))
+	must(t, m.Put(ask, out))
+	must(t, m.Put(answer, in))
+	return [2]bpf.LaceFlowKey{ask, answer}
+}
+
+// TestCollectTranslated: a flow that is rewritten goes with both directions, by the addresses of either.
+func TestCollectTranslated(t *testing.T) {
+	h := newPair(newBed(t), false).agent()
+	m := table(t, h)
+	for name, tt := range map[string]struct {
+		idle uint32
+		run  maps.Collection
+		gone bool
+	}{
+		"idle":                     {60, maps.Collection{}, true},
+		"in use":                   {0, maps.Collection{}, false},
+		"of the node's address":    {0, maps.Collection{All: true, Addr: netip.MustParseAddr("192.0.2.1")}, true},
+		"of the container":         {0, maps.Collection{All: true, Network: 100, Addr: netip.MustParseAddr("10.40.1.10")}, true},
+		"of another node's":        {0, maps.Collection{All: true, Addr: netip.MustParseAddr("192.0.2.2")}, false},
+		"of another network":       {0, maps.Collection{All: true, Network: 300}, false},
+		"of whatever is out there": {0, maps.Collection{All: true, Network: 0xfffffe}, true},
+	} {
+		plain := udpFlow(t, m, 1, 100, 100, bpf.LaceFlowStateFLOW_ESTABLISHED, tt.idle, tt.idle)
+		keys := masqueraded(t, m, plain, now(t)-tt.idle)
+		done, err := h.Collect(tt.run)
+		must(t, err)
+		if left := rowsOf(t, m, keys); (left == 0) != tt.gone || left == 1 || done.Removed != 2-left {
+			t.Errorf("%s: %d rows are left, after %+v", name, left, done)
+		}
+		_, err = h.Collect(maps.Collection{All: true})
+		must(t, err)
+	}
+}
+
 // TestFlowsOutliveTheAgent: the object's own small table does not take the place of the one that is pinned.
 func TestFlowsOutliveTheAgent(t *testing.T) {
 	p := newPair(newBed(t), false)

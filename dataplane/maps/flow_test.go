@@ -179,11 +179,14 @@ func setRewrite(v *bpf.LaceFlow, k bpf.LaceFlowKey) {
 	v.To.Src, v.To.Dst, v.To.Sport, v.To.Dport = k.Src, k.Dst, k.Sport, k.Dport
 }
 
-func TestWaysHaveWords(t *testing.T) {
-	for w, want := range map[Way]string{WayContainer: "container", WayNode: "node", WayOut: "out", WayHost: "host", WayLoopback: "loopback", 9: "way_9"} {
-		if got := w.String(); got != want {
-			t.Errorf("way %d is %q, want %q", uint8(w), got, want)
+func TestWaysAreThoseOfC(t *testing.T) {
+	for _, v := range enumOf(t, "way") {
+		if want := strings.ToLower(strings.TrimPrefix(v.Name, "WAY_")); Way(v.Value).String() != want {
+			t.Errorf("way %d is %q, want %q", v.Value, Way(v.Value), want)
 		}
+	}
+	if got := Way(9).String(); got != "way_9" {
+		t.Errorf("a way of a newer version is called %q", got)
 	}
 }
 

@@ -125,25 +125,40 @@ func TestShrinkWithinATick(t *testing.T) {
 	m := newMaps(t)
 	table := resize(t, m, 2000, Resized{Resized: true})
 	for i := range uint32(1000) {
-		addFlow(t, table, i, 7)
 		keys, values := flowRows(i, 7)
+		if i%3 == 0 {
+			masquerade(&keys, &values)
+		}
 		values[1].Seen = 7 - i%2
+		must(t, table.Put(keys[0], values[0]))
 		must(t, table.Put(keys[1], values[1]))
 	}
 	table = resize(t, m, 300, Resized{Resized: true, Kept: 600, LeftOut: 1400})
-	rows := map[bpf.LaceFlowKey]uint32{}
+	rows := map[bpf.LaceFlowKey]bpf.LaceFlow{}
 	must(t, eachRow(table, func(k bpf.LaceFlowKey, f bpf.LaceFlow) error {
-		rows[k] = f.Network
+		rows[k] = f
 		return nil
 	}))
-	for k, network := range rows {
-		if _, ok := rows[partner(k, network)]; !ok {
+	for k, f := range rows {
+		if _, ok := rows[answerKey(k, f)]; !ok {
 			t.Fatalf("half of a flow was left: %+v", k)
 		}
 	}
 	if len(rows) != 600 {
 		t.Errorf("%d rows, want 600", len(rows))
 	}
+}
+
+// masquerade makes a flow one that leaves the overlay as somebody else.
+func masquerade(keys *[2]bpf.LaceFlowKey, values *[2]bpf.LaceFlow) {
+	const outside = 0xfffffe
+	translated := uint16(bpf.LaceFlowFlagsFLOW_TRANSLATED)
+	setRewrite(&values[1], partner(keys[0], 0))
+	become := keys[0]
+	become.Src.U8[15], become.Sport = 0xfe, keys[0].Sport^0xffff
+	setRewrite(&values[0], become)
+	values[0].Network, values[0].Flags, values[1].Flags = outside, values[0].Flags|translated, values[1].Flags|translated
+	keys[1] = partner(become, outside)
 }
 
 // TestResizeMeanwhile changes the size while flows are made and get on: what is there when a move begins is there after it.
