@@ -17,7 +17,7 @@ import (
 const labArgs = `up TOPOLOGY [--name NAME] [--routed] [--mtu BYTES] [--tools DIR] [--image TAR] [--no-containerd] [--no-agent] [--config FILE] [--wait]
        lace lab exec [--name NAME] NODE -- COMMAND [ARGUMENT...]
        lace lab status [--name NAME]
-       lace lab logs [--name NAME] NODE [agent|containerd|node]
+       lace lab logs [--name NAME] NODE [agent|containerd|server|node]
        lace lab kill [--name NAME] NODE agent|containerd
        lace lab start [--name NAME] NODE
        lace lab down [--name NAME]`
@@ -42,6 +42,8 @@ func runLab(ctx context.Context, e *env, args []string) error {
 		return lab.Stage(args[1:])
 	case lab.ExecCommand:
 		return lab.Become(args[1:])
+	case lab.ServeCommand:
+		return lab.Serve()
 	}
 	if run, ok := labVerbs[args[0]]; ok {
 		return run(ctx, e, args[1:])
@@ -155,7 +157,7 @@ func (g upFlags) options(e *env, file string) (lab.Options, error) {
 	if err != nil {
 		return lab.Options{}, fmt.Errorf("find the lace program: %w", err)
 	}
-	o := lab.Options{Name: *g.name, Topology: t, File: data, Routed: *g.routed, MTU: *g.mtu, Log: e.stderr}
+	o := lab.Options{Name: *g.name, Topology: t, File: data, Routed: *g.routed, MTU: *g.mtu, Self: self, Log: e.stderr}
 	if !*g.noAgent {
 		o.Agent, err = g.agent(self)
 	}

@@ -54,6 +54,7 @@ func TestLabRefusesWords(t *testing.T) {
 		"down now":             "unexpected argument",
 		"__node":               "internal command",
 		"__exec":               "internal command",
+		"__serve":              "internal command",
 		"kill edge-1 sshd":     `no program "sshd"`,
 		"status --name lacetx": "is not up",
 	} {

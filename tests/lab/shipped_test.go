@@ -23,7 +23,7 @@ func upShipped(t *testing.T, name, file string, flags ...string) {
 func TestShippedLabsComeUp(t *testing.T) {
 	needTools(t)
 	files := glob("../../conf/lab/*.toml")
-	if len(files) < 4 {
+	if len(files) < 5 {
 		t.Errorf("conf/lab has %q only", files)
 	}
 	for i, file := range files {

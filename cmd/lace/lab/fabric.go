@@ -6,11 +6,13 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -174,17 +176,30 @@ func connect(o *Options, inits []*nodeInit) error {
 	if err := nameNamespaces(o.Name, inits).run(); err != nil {
 		return err
 	}
-	if err := settleFabric(o.Name, o.Routed); err != nil {
+	if err := settleFabric(o); err != nil {
 		return err
 	}
-	var nodes []*topology.Node
-	for _, n := range inits {
-		nodes = append(nodes, n.node)
-	}
+	nodes := hosts(o.Topology)
 	if err := fabricBatch(o.Name, nodes, o.Routed, o.MTU).run(); err != nil {
 		return err
 	}
-	return eachNode(inits, func(n *nodeInit) error { return nodeBatch(o.Name, n.node, o.Routed).run() })
+	if hasOutside(o.Topology) {
+		if err := joinInternet(o.Name, nodes, o.Routed, o.MTU).run(); err != nil {
+			return err
+		}
+	}
+	return eachNode(inits, func(n *nodeInit) error { return connectNode(o, n.node, slices.Index(nodes, n.node)) })
+}
+
+// connectNode configures the end of the i-th node, or of the internet.
+func connectNode(o *Options, n *topology.Node, i int) error {
+	if o.isInternet(n) {
+		return internetBatch(o.Name).run()
+	}
+	if err := nodeBatch(o.Name, n, o.Routed).run(); err != nil || !hasOutside(o.Topology) {
+		return err
+	}
+	return outsideOfNode(o.Name, n, outsideV4(i), o.Routed).run()
 }
 
 // nameNamespaces makes the namespace in the middle, which needs no process, and names the nodes'.
@@ -198,12 +213,15 @@ func nameNamespaces(lab string, inits []*nodeInit) *batch {
 }
 
 // settleFabric comes before any interface: what an interface starts with is decided when it is made.
-func settleFabric(lab string, routed bool) error {
+func settleFabric(o *Options) error {
 	settings := quietIPv6()
-	if routed {
+	if o.Routed || hasOutside(o.Topology) {
 		settings["net/ipv6/conf/all/forwarding"] = "1"
 	}
-	return inNetns(filepath.Join(netnsRoot, fabricName(lab)), func() error { return writeSysctls(settings) })
+	if hasOutside(o.Topology) {
+		maps.Copy(settings, routerIPv4)
+	}
+	return inNetns(filepath.Join(netnsRoot, fabricName(o.Name)), func() error { return writeSysctls(settings) })
 }
 
 // quietIPv6 makes addresses usable at once: on links that nobody else is on there is no duplicate to find,

@@ -40,6 +40,7 @@ type Options struct {
 	File     []byte             // the topology file, handed to each node
 	Routed   bool               // a router between the nodes, instead of one link
 	MTU      int                // of the underlay, in bytes
+	Self     string             // path of the lace program, for what the lab itself runs in the nodes
 	Stack    *Stack             // containerd and its clients; nil: none
 	Agent    []string           // command line of the agent, run in each node; nil: none
 	Path     []string           // directories in front of a node's PATH
@@ -74,7 +75,7 @@ func (o *Options) check() error {
 	if o.MTU < minMTU || o.MTU > maxMTU {
 		return fmt.Errorf("mtu %d: must be between %d and %d", o.MTU, minMTU, maxMTU)
 	}
-	return checkFabric(hosts(o.Topology), o.Routed)
+	return errors.Join(checkFabric(hosts(o.Topology), o.Routed), checkInternet(o.Topology))
 }
 
 // hosts are the nodes that run an agent; foreign routers are not the lab's to make.
@@ -111,7 +112,7 @@ func Up(ctx context.Context, o Options) error {
 
 func build(ctx context.Context, o *Options) error {
 	began := time.Now()
-	nodes := hosts(o.Topology)
+	nodes := withInternet(o.Topology, hosts(o.Topology))
 	cgroups, err := labCgroups(o.Name)
 	if err != nil {
 		return err
@@ -130,6 +131,9 @@ func build(ctx context.Context, o *Options) error {
 	err = eachNode(inits, func(n *nodeInit) error { return n.bringUp(ctx, o, cgroups) })
 	if err != nil {
 		return err
+	}
+	if hasOutside(o.Topology) {
+		o.logf("%s: a web server at %s tells its clients their addresses", internetName, serverAddresses)
 	}
 	o.logf("lab %q is up: %s (%.1f s)", o.Name, nodeNames(nodes), time.Since(began).Seconds())
 	return nil

@@ -116,7 +116,7 @@ func startNodes(o *Options, nodes []*topology.Node) ([]*nodeInit, error) {
 }
 
 func startNode(o *Options, node *topology.Node) (*nodeInit, error) {
-	logs, err := openLogs(o, node.Name)
+	logs, err := openLogs(o, node)
 	if err != nil {
 		return nil, err
 	}
@@ -163,14 +163,14 @@ func (n *nodeInit) record() error {
 	return writeJSON(initPath(n.lab, n.node.Name), first)
 }
 
-func openLogs(o *Options, node string) ([]*os.File, error) {
+func openLogs(o *Options, node *topology.Node) ([]*os.File, error) {
 	var logs []*os.File
 	names := []string{"node"}
-	for _, p := range o.programs() {
+	for _, p := range o.programs(node) {
 		names = append(names, p.Name)
 	}
 	for _, name := range names {
-		file, err := os.OpenFile(logPath(o.Name, node, name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		file, err := os.OpenFile(logPath(o.Name, node.Name, name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {
 			closeFiles(logs)
 			return nil, err
@@ -191,7 +191,8 @@ func (n *nodeInit) bringUp(ctx context.Context, o *Options, cgroups []string) er
 	if err := n.send(o.spec(n.node, cgroups)); err != nil {
 		return err
 	}
-	for _, p := range o.programs() {
+	programs := o.programs(n.node)
+	for _, p := range programs {
 		if err := n.awaitSocket(ctx, p); err != nil {
 			return err
 		}
@@ -201,13 +202,13 @@ func (n *nodeInit) bringUp(ctx context.Context, o *Options, cgroups []string) er
 			}
 		}
 	}
-	o.logf("node %s: %s", n.node.Name, describe(o))
+	o.logf("node %s: %s", n.node.Name, describe(programs))
 	return nil
 }
 
-func describe(o *Options) string {
+func describe(programs []Program) string {
 	var names []string
-	for _, p := range o.programs() {
+	for _, p := range programs {
 		names = append(names, p.Name)
 	}
 	if len(names) == 0 {

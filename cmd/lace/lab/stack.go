@@ -75,8 +75,11 @@ func FindStack(dir, toolsBin string) (*Stack, error) {
 	return &Stack{Containerd: path}, nil
 }
 
-// programs are what runs in each node, in the order in which they start.
-func (o *Options) programs() []Program {
+// programs are what runs in a node, in the order in which they start.
+func (o *Options) programs(n *topology.Node) []Program {
+	if o.isInternet(n) {
+		return []Program{o.server()}
+	}
 	var programs []Program
 	if o.Stack != nil {
 		programs = append(programs, Program{
@@ -96,7 +99,7 @@ func (o *Options) spec(node *topology.Node, cgroups []string) Spec {
 		Hostname: node.Name,
 		Dirs:     []string{"/etc/lace"},
 		Files:    []File{{Path: topologyFile, Content: o.File}},
-		Programs: o.programs(),
+		Programs: o.programs(node),
 		Sysctls:  quietIPv6(),
 	}
 	for _, dir := range cgroups {

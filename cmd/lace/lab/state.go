@@ -30,7 +30,10 @@ type record struct {
 	Cgroups  []string // directories that hold the nodes' cgroups, one a hierarchy
 }
 
-type nodeRecord struct{ Name, Underlay string }
+type nodeRecord struct {
+	Name, Underlay string
+	Internet       bool // it stands for external networks: Underlay is an address there
+}
 
 // process names a process for as long as the machine runs: a pid alone may be another's by the time
 // it is used.
@@ -107,7 +110,7 @@ func writeRecord(o *Options, nodes []*topology.Node, cgroups []string) error {
 	r := record{Routed: o.Routed, Stack: o.Stack != nil, Agent: o.Agent != nil, Path: o.Path,
 		Topology: o.Topology.Hash.String(), Cgroups: cgroups}
 	for _, n := range nodes {
-		r.Nodes = append(r.Nodes, nodeRecord{Name: n.Name, Underlay: n.Underlay.String()})
+		r.Nodes = append(r.Nodes, nodeRecord{Name: n.Name, Underlay: n.Underlay.String(), Internet: o.isInternet(n)})
 		if err := os.MkdirAll(nodeDir(o.Name, n.Name), 0o700); err != nil {
 			return fmt.Errorf("make the directory of node %q: %w", n.Name, err)
 		}

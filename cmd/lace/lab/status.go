@@ -38,7 +38,11 @@ func Status(lab string, w io.Writer) error {
 	for _, n := range r.Nodes {
 		fmt.Fprintln(t, nodeStatus(lab, r, n))
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil || !slices.ContainsFunc(r.Nodes, func(n nodeRecord) bool { return n.Internet }) {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "internet: a web server at %s\n", serverAddresses)
+	return err
 }
 
 func nodeStatus(lab string, r record, n nodeRecord) string {
@@ -47,8 +51,8 @@ func nodeStatus(lab string, r record, n nodeRecord) string {
 		return fmt.Sprintf("%s\tended\t-\t%s\t%s\t-\t-", n.Name, n.Underlay, netnsName(lab, n.Name))
 	}
 	return fmt.Sprintf("%s\tup\t%d\t%s\t%s\t%s\t%s", n.Name, first.PID, n.Underlay, netnsName(lab, n.Name),
-		programStatus(first, containerdProgram, containerdSocket, r.Stack),
-		programStatus(first, agentProgram, agentSocket, r.Agent))
+		programStatus(first, containerdProgram, containerdSocket, r.Stack && !n.Internet),
+		programStatus(first, agentProgram, agentSocket, r.Agent && !n.Internet))
 }
 
 func programStatus(first process, name, socket string, wanted bool) string {
@@ -122,7 +126,7 @@ func Logs(lab, node, program string, w io.Writer) error {
 		}
 		return fmt.Errorf("lab %q has no node %q; it has %q", lab, node, nodes)
 	}
-	if known := []string{agentProgram, containerdProgram, "node"}; !slices.Contains(known, program) {
+	if known := []string{agentProgram, containerdProgram, serverProgram, "node"}; !slices.Contains(known, program) {
 		return fmt.Errorf("no program %q; logs are of %q", program, known)
 	}
 	file, err := os.Open(logPath(lab, node, program))
