@@ -225,12 +225,17 @@ func (d *Dataplane) keepReservations(w wiring) error {
 
 func (w *wiring) network(name string) (*topology.Network, error) {
 	n, ok := w.topo.Network(name)
+	if ok && n.Type == topology.External {
+		return nil, fmt.Errorf("network %s is external: what is in it is outside of the overlay; name a network of containers", name)
+	}
 	if ok {
 		return n, nil
 	}
 	var names []string
 	for _, n := range w.topo.Networks {
-		names = append(names, n.Name)
+		if n.Type != topology.External {
+			names = append(names, n.Name)
+		}
 	}
 	slices.Sort(names)
 	return nil, fmt.Errorf("network %q is not in the topology; there are: %s", name, strings.Join(names, ", "))

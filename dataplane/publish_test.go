@@ -254,6 +254,18 @@ func TestRefusedPublications(t *testing.T) {
 	}
 }
 
+// TestNoContainerIsOutside: an external network has no place for containers.
+func TestNoContainerIsOutside(t *testing.T) {
+	b := newBed(t)
+	b.open(parse(t, web, world))
+	p := b.bare("default/p")
+	wantError(t, "an external network", p.attach("world"), "network world is external")
+	wantError(t, "an external network, reserved", b.d.Reserve(t.Context(), Request{Container: "default/p", Interfaces: []Interface{{Network: "world"}}}), "network world is external")
+	if err := p.attach("wep"); err == nil || !strings.HasSuffix(err.Error(), "there are: web") {
+		t.Errorf("a network that is not there: %v", err)
+	}
+}
+
 // TestPublishedInVain: what nobody may come in by is published all the same, and said.
 func TestPublishedInVain(t *testing.T) {
 	for name, tt := range map[string]struct {
