@@ -40,17 +40,21 @@ type explanation struct {
 	Flow    *liveFlow     `json:"flow,omitempty"`   // of the same kind, that is open now
 	Next    string        `json:"next,omitempty"`   // what the other node has to say
 	Notes   []string      `json:"notes,omitempty"`
+
+	node   string // this one
+	target netip.Addr
 }
 
 // explainStep is a stage that the packet came to, with what was known of it there.
 type explainStep struct {
-	Stage   string     `json:"stage"`
-	Network string     `json:"network,omitempty"` // the sender's
-	To      string     `json:"to,omitempty"`      // the receiver's network
-	SID     netip.Addr `json:"sid,omitzero"`
-	Peer    string     `json:"peer,omitempty"`
-	Output  string     `json:"output,omitempty"`
-	MTU     uint16     `json:"mtu,omitempty"`
+	Stage   string       `json:"stage"`
+	Network string       `json:"network,omitempty"` // the sender's
+	To      string       `json:"to,omitempty"`      // the receiver's network
+	SID     netip.Addr   `json:"sid,omitzero"`
+	Peer    string       `json:"peer,omitempty"`
+	Output  string       `json:"output,omitempty"`
+	MTU     uint16       `json:"mtu,omitempty"`
+	Rewrite *translation `json:"rewrite,omitempty"` // what addresses and ports become
 }
 
 // topologyLine is the line of the topology that decided.
@@ -58,17 +62,6 @@ type topologyLine struct {
 	File string `json:"file"`
 	Line uint32 `json:"line"`
 	Text string `json:"text,omitempty"` // empty where the file is not what it was
-}
-
-// way is where a packet goes: to a container here, to a node, or to many.
-type way struct {
-	Container string     `json:"container,omitempty"`
-	Interface string     `json:"interface,omitempty"`
-	Node      string     `json:"node,omitempty"`
-	SID       netip.Addr `json:"sid,omitzero"`
-	Source    netip.Addr `json:"source,omitzero"` // outer
-	MTU       uint16     `json:"mtu,omitempty"`   // largest packet on the way
-	Copies    *copies    `json:"copies,omitempty"`
 }
 
 // liveFlow is a flow that is open now between the same ends.
@@ -85,9 +78,10 @@ func runExplain(ctx context.Context, e *env, args []string) error {
 	flags := newFlags("explain")
 	file := flags.String("config", conf.DefaultFile, "settings `FILE`")
 	asJSON := flags.Bool("json", false, "print JSON")
-	from := flags.String("from", "", "`CONTAINER` or device of this node (name, namespace/id) or an address of it or of another node")
+	from := flags.String("from", "", "`CONTAINER` or device of this node (name, namespace/id), an address of it, of another node or from outside of the overlay, or host: this host itself")
 	to := flags.String("to", "", "`ADDRESS:PORT/PROTO`, as 10.40.2.7:80/tcp, [fd40::7]:53/udp or 10.40.2.7/icmp; 10.50.0.7/arp or fd50::7/nd for who has it; or a MAC address")
 	network := flags.String("network", "", "the `network` of --from, where it could be in several")
+	via := flags.String("via", "", "other `node` where a flow of a host or from outside of the overlay came in that is carried here")
 	if err := parseFlags(flags, args, 0); err != nil {
 		return err
 	}
@@ -107,7 +101,7 @@ func runExplain(ctx context.Context, e *env, args []string) error {
 		return err
 	}
 	defer x.dev.Close()
-	result, err := x.explain(*from, *network, dst)
+	result, err := x.explain(question{*from, *network, *via, dst})
 	if err != nil {
 		return err
 	}
@@ -115,6 +109,12 @@ func runExplain(ctx context.Context, e *env, args []string) error {
 		return printJSON(e.stdout, result)
 	}
 	return result.print(e.stdout)
+}
+
+// question is what the command line asks.
+type question struct {
+	from, network, via string
+	to                 target
 }
 
 // explainer has what an explanation needs names from.
@@ -187,10 +187,15 @@ func (x *explainer) readFile(e *env, node string) (err error) {
 	return nil
 }
 
-func (x *explainer) explain(from, network string, to target) (*explanation, error) {
-	o, err := x.findOrigin(from, network, to)
+func (x *explainer) explain(q question) (*explanation, error) {
+	o, err := x.findOrigin(q)
 	if err != nil {
 		return nil, err
+	}
+	to := q.to
+	if o.host && !x.reachesOverlay(o, to) {
+		return &explanation{From: *o, To: to.String(), Verdict: "none", Notes: x.notes,
+			Meaning: "no network with host = true has the address, so the host's own routes take it elsewhere than into the overlay"}, nil
 	}
 	in, err := x.enter(o, to)
 	if err != nil {
@@ -205,8 +210,12 @@ func (x *explainer) explain(from, network string, to target) (*explanation, erro
 	if err != nil {
 		return nil, err
 	}
-	r := &explanation{From: *o, To: to.String(), Answer: answered(outcome.Reason, to, outcome.Frame), Notes: x.notes}
-	if err := x.tell(r, outcome); err != nil {
+	r := &explanation{From: *o, To: to.String(), Answer: answered(outcome.Reason, to, outcome.Frame), Notes: x.notes, node: x.plan.Node, target: to.addr}
+	exit, err := aside.Exit()
+	if err != nil {
+		return nil, err
+	}
+	if err := x.tell(r, outcome, exit); err != nil {
 		return nil, err
 	}
 	if to.flows() {
@@ -216,7 +225,7 @@ func (x *explainer) explain(from, network string, to target) (*explanation, erro
 }
 
 // tell puts names to what the programs told.
-func (x *explainer) tell(r *explanation, o hook.Outcome) error {
+func (x *explainer) tell(r *explanation, o hook.Outcome, exit hook.Exit) error {
 	var last trace.Event
 	for _, raw := range o.Events {
 		ev, err := trace.Decode(raw, time.Time{})
@@ -240,30 +249,12 @@ func (x *explainer) tell(r *explanation, o hook.Outcome) error {
 	}
 	r.Line = x.line(last.Line)
 	if last.Verdict == bpf.LaceVerdictVERDICT_PASSED {
-		return x.tellWay(r, last, o.Frame)
+		return x.tellWay(r, last, o.Frame, exit)
 	}
 	if r.From.Node != "" {
 		r.Next = x.sender(r)
-	}
-	return nil
-}
-
-// tellWay names where a packet goes that went on.
-func (x *explainer) tellWay(r *explanation, ev trace.Event, frame []byte) error {
-	if ev.Reason != bpf.LaceReasonREASON_REPLICATED {
-		r.Way = x.way(ev, frame)
-		r.Next = x.next(r, ev)
-		return nil
-	}
-	to, err := x.copiesOf(ev, r.From.Node == "")
-	if err != nil {
-		return err
-	}
-	r.Way = &way{Copies: to}
-	if r.From.Node != "" {
-		r.Next = x.sender(r)
-	} else if len(to.Nodes) > 0 {
-		r.Next = fmt.Sprintf("each of these nodes copies it to its own ports. There run: %s", r.again())
+	} else if last.Reason == bpf.LaceReasonREASON_NO_EGRESS {
+		r.Next = askRoutes(r)
 	}
 	return nil
 }
@@ -271,58 +262,22 @@ func (x *explainer) tellWay(r *explanation, ev trace.Event, frame []byte) error 
 func (x *explainer) step(ev trace.Event) explainStep {
 	return explainStep{
 		Stage: trace.StageName(ev.Stage), Network: x.network(ev.Network), To: x.network(ev.To), SID: ev.SID,
-		Peer: x.peer(ev.Peer), Output: x.link(ev.Output), MTU: ev.MTU,
+		Peer: x.peer(ev.Peer), Output: x.link(ev.Output), MTU: ev.MTU, Rewrite: rewritten(ev),
 	}
-}
-
-func (x *explainer) way(ev trace.Event, frame []byte) *way {
-	w := &way{MTU: ev.MTU}
-	if ev.Output != 0 {
-		w.Interface = x.link(ev.Output)
-		if p := x.portAt(ev.Output); p != nil {
-			w.Container = title(p.Attachment)
-		}
-		return w
-	}
-	w.Node, w.SID, w.Source = x.peer(ev.Peer), ev.SID, sourceOf(frame)
-	return w
-}
-
-// next is what the other node decides, or has decided.
-func (x *explainer) next(r *explanation, ev trace.Event) string {
-	if r.From.Node != "" {
-		return x.sender(r)
-	}
-	if ev.Output != 0 {
-		return ""
-	}
-	if p := x.peerOf(ev.Peer); p != nil && p.Kind == topology.KindRouter {
-		return fmt.Sprintf("%s is a router: what it does with the packet is its own affair", p.Name)
-	}
-	if x.isSegment(topology.NetworkID(ev.Network)) && ev.Network == ev.To {
-		return fmt.Sprintf("%s looks for the port that it is for. On %[1]s run: %s", r.Way.Node, r.again())
-	}
-	return fmt.Sprintf("%s will be asked: may network %s open flows to %s at %s? On %[1]s run: %[5]s",
-		r.Way.Node, x.network(ev.Network), x.network(ev.To), r.To, r.again())
-}
-
-// sender is where the question begins that is answered here.
-func (x *explainer) sender(r *explanation) string {
-	if p := x.peerNamed(r.From.Node); p != nil && p.Kind == topology.KindRouter {
-		return ""
-	}
-	return fmt.Sprintf("%s decides first whether it sends the packet at all. On %[1]s run: %s", r.From.Node, r.again())
-}
-
-// again is the same question, for the other node.
-func (r *explanation) again() string {
-	return fmt.Sprintf("lace explain --from %s --to %s --network %s", r.From.Addr, r.To, r.From.Network)
 }
 
 // network is the name of a network by its id; empty for 0.
 func (x *explainer) network(id uint32) string {
 	if id == 0 {
 		return ""
+	}
+	if name, ok := outerNames()[id]; ok {
+		return name
+	}
+	for _, n := range x.plan.Externals {
+		if uint32(n.ID) == id {
+			return n.Name
+		}
 	}
 	for _, n := range x.plan.Networks {
 		if uint32(n.ID) == id {
@@ -429,7 +384,7 @@ func (x *explainer) openFlow(o *origin, to target) (*liveFlow, error) {
 	var found *liveFlow
 	var state bpf.LaceFlowState
 	err = maps.EachFlow(table, func(f maps.Flow) error {
-		there := to.matches(f) && f.Network == uint32(o.id) && f.Src.Addr() == o.Addr
+		there := to.matches(f) && f.Network == o.flowNetwork() && f.Src.Addr() == o.Addr
 		if !there || f.Reply || f.State == bpf.LaceFlowStateFLOW_CLOSED {
 			return nil
 		}
@@ -498,6 +453,9 @@ func (s explainStep) String() string {
 	if s.MTU > 0 {
 		add("MTU", fmt.Sprint(s.MTU))
 	}
+	if s.Rewrite != nil {
+		words = append(words, "becomes "+s.Rewrite.String())
+	}
 	return strings.Join(words, ", ")
 }
 
@@ -506,20 +464,6 @@ func (l *topologyLine) String() string {
 		return fmt.Sprintf("%s:%d", l.File, l.Line)
 	}
 	return fmt.Sprintf("%s:%d: %s", l.File, l.Line, l.Text)
-}
-
-func (w *way) String() string {
-	if w.Copies != nil {
-		return w.Copies.String()
-	}
-	if w.Node == "" {
-		s := "container " + cmp.Or(w.Container, "that is gone") + ", interface " + w.Interface
-		if w.MTU > 0 {
-			s += fmt.Sprintf(", MTU %d", w.MTU)
-		}
-		return s
-	}
-	return fmt.Sprintf("node %s, SID %s, outer source %s, path MTU %d", w.Node, w.SID, w.Source, w.MTU)
 }
 
 func (f *liveFlow) String() string {

@@ -29,10 +29,17 @@ type entrance struct {
 
 // enter makes up the first packet of the flow, or the frame, as it would come in on this node.
 func (x *explainer) enter(o *origin, to target) (entrance, error) {
-	if o.port != nil {
+	switch {
+	case o.port != nil:
 		return x.leave(o, to)
+	case o.peer != nil:
+		return x.arrive(o, to)
+	case !to.flows():
+		return entrance{}, fmt.Errorf("nothing but IP packets comes into the overlay from %s", o.Addr)
+	case o.host:
+		return x.fromHost(o, to)
 	}
-	return x.arrive(o, to)
+	return x.fromOutside(o, to)
 }
 
 // isSegment says whether a network of this node is an L2 network.

@@ -14,21 +14,26 @@ import (
 	"github.com/lace-net/lace/topology"
 )
 
-// origin is where a flow comes from: a container here, or an address of another node.
+// origin is where a flow comes from: a container here, an address of another node, this host, or an address outside of the overlay.
 type origin struct {
 	Addr      netip.Addr `json:"address,omitzero"`
-	Network   string     `json:"network"`
+	Network   string     `json:"network"` // "hosts" of a host, "outside" of an address in no external network
 	Container string     `json:"container,omitempty"`
 	Name      string     `json:"name,omitempty"`
 	Interface string     `json:"interface,omitempty"`
 	Node      string     `json:"node,omitempty"` // the other node
 
-	id   topology.NetworkID
-	port *netdev.Port // nil: on another node
-	peer *plan.Peer
+	id    topology.NetworkID
+	port  *netdev.Port // nil: no container here
+	peer  *plan.Peer   // nil: it comes in here
+	host  bool         // it is this host
+	outer bool         // it is no container's: a host's, or from outside of the overlay
 }
 
 func (o *origin) describe() string {
+	if o.outer {
+		return o.describeOuter()
+	}
 	if o.port != nil && !o.Addr.IsValid() {
 		return fmt.Sprintf("%s, network %s, interface %s", title(o.port.Attachment), o.Network, o.Interface)
 	}
@@ -47,7 +52,11 @@ func title(a plan.Attachment) string {
 }
 
 // findOrigin finds the one place that words of the command line mean.
-func (x *explainer) findOrigin(from, network string, to target) (*origin, error) {
+func (x *explainer) findOrigin(q question) (*origin, error) {
+	from, network, to := q.from, q.network, q.to
+	if from == hostWord {
+		return x.thisHost(netip.Addr{}, q)
+	}
 	found := x.containers(from, to)
 	addr, err := netip.ParseAddr(from)
 	isAddr := err == nil
@@ -62,12 +71,14 @@ func (x *explainer) findOrigin(from, network string, to target) (*origin, error)
 	}
 	found = x.wayOut(found, to)
 	switch {
+	case q.via != "" && isAddr:
+		return x.carried(addr, q)
 	case len(found) == 1:
 		return found[0], nil
 	case len(found) > 1:
 		return nil, fmt.Errorf("%s could be one of several; name the network with --network:%s", from, listOrigins(found))
 	case isAddr:
-		return nil, fmt.Errorf("%s is no container here and no other node's: %s", addr, x.whatIs(addr))
+		return x.outside(addr, q)
 	}
 	return nil, x.noContainer(from, network, to)
 }
@@ -176,7 +187,7 @@ func (x *explainer) noContainer(from, network string, to target) error {
 	return fmt.Errorf("%.80q is no address, and no container of this node has that name or id%s (`lace status` lists them)", from, hint)
 }
 
-// whatIs says what an address is that no flow can come from.
+// whatIs says what an address is that no flow of a container can come from; "" where it is nothing that is known.
 func (x *explainer) whatIs(addr netip.Addr) string {
 	for _, n := range x.plan.Networks {
 		for _, g := range n.Gateways {
@@ -208,7 +219,7 @@ func (x *explainer) whatIs(addr netip.Addr) string {
 			return "it is the address of node " + p.Name + " in the underlay"
 		}
 	}
-	return "it is in no block of a network that this node has or is peered with"
+	return ""
 }
 
 // receiver is the network that the other node would name in the SID: the sender's own or a peered one, else any that
@@ -222,6 +233,9 @@ func (x *explainer) receiver(o *origin, to target) (topology.NetworkID, error) {
 		if b.Local && b.Prefix.Contains(to.addr) {
 			here = append(here, b.Network)
 		}
+	}
+	if out, ok, err := x.leavesHere(o, to); len(here) == 0 && ok {
+		return out, err
 	}
 	if len(here) == 0 {
 		return 0, fmt.Errorf("a flow from %s, which is on node %s, to %s does not come to this node: no block of it has that address; ask on %[2]s", o.Addr, o.Node, to.addr)

@@ -328,11 +328,12 @@ func (n *edge) footprints() (out string) {
 	defer done()
 	counters, err := m.Counters()
 	must(n.t, err)
-	// The containers' own stacks talk to multicast groups as they like.
-	counters = slices.DeleteFunc(counters, func(c maps.Counter) bool { return maps.ReasonName(c.Reason) == "multicast" })
+	// The containers' own stacks talk to multicast groups as they like, and so does the host's out of lc-host.
+	chatter := []string{"multicast", "no_flow"}
+	counters = slices.DeleteFunc(counters, func(c maps.Counter) bool { return slices.Contains(chatter, maps.ReasonName(c.Reason)) })
 	byNetwork, err := m.NetworkCounters()
 	must(n.t, err)
-	byNetwork = slices.DeleteFunc(byNetwork, func(c maps.NetworkCounter) bool { return maps.ReasonName(c.Reason) == "multicast" })
+	byNetwork = slices.DeleteFunc(byNetwork, func(c maps.NetworkCounter) bool { return slices.Contains(chatter, maps.ReasonName(c.Reason)) })
 	table, err := m.OpenFlows()
 	must(n.t, err)
 	defer table.Close()

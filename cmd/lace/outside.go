@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"github.com/lace-net/lace/dataplane/plan"
@@ -52,12 +53,12 @@ func (n *names) isOuter(id uint32) bool {
 	if id == uint32(topology.HostsID) || id == uint32(topology.OutsideID) {
 		return true
 	}
-	for _, e := range n.externals {
-		if uint32(e.ID) == id {
-			return true
-		}
-	}
-	return false
+	return externalNamed(n.externals, id)
+}
+
+// externalNamed says whether a number is that of an external network.
+func externalNamed(all []plan.External, id uint32) bool {
+	return slices.ContainsFunc(all, func(e plan.External) bool { return uint32(e.ID) == id })
 }
 
 // translation is what the addresses and ports of a flow become on their way.
