@@ -5,6 +5,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -24,19 +25,21 @@ import (
 
 // status is what `lace status` prints; it is read from the kernel, so it needs no running agent.
 type status struct {
-	Node       string          `json:"node"`
-	Topology   string          `json:"topology"`
-	Problem    string          `json:"problem,omitempty"` // why the topology file cannot be told of
-	Agent      bool            `json:"agent"`
-	Networks   []networkStatus `json:"networks"`
-	Peers      []peerStatus    `json:"peers"`
-	Ports      []portStatus    `json:"ports"`
+	Node     string          `json:"node"`
+	Topology string          `json:"topology"`
+	Problem  string          `json:"problem,omitempty"` // why the topology file cannot be told of
+	Agent    bool            `json:"agent"`
+	Networks []networkStatus `json:"networks"`
+	Peers    []peerStatus    `json:"peers"`
+	Ports    []portStatus    `json:"ports"`
+	outsideStatus
 	Conntrack  fill            `json:"conntrack"`
 	Generation uint32          `json:"generation"` // of the tables that are active
 	Counters   []counterStatus `json:"counters"`   // of the node
 	Traffic    []trafficStatus `json:"traffic"`    // of each network
 
-	names map[uint32]string // of networks
+	names    map[uint32]string // of networks
+	attached []plan.Attachment
 }
 
 // networkStatus is a network of this node.
@@ -129,10 +132,11 @@ func readStatus(e *env, s conf.Settings) (*status, error) {
 	defer dev.Close()
 	// Empty lists, not null, for the readers of the JSON.
 	st := &status{Node: node, Agent: agentRuns(s.HookSocket), Networks: []networkStatus{}, Peers: []peerStatus{},
-		Ports: []portStatus{}, Counters: []counterStatus{}, Traffic: []trafficStatus{}}
+		Ports: []portStatus{}, Counters: []counterStatus{}, Traffic: []trafficStatus{},
+		outsideStatus: outsideStatus{Externals: []externalStatus{}, Egresses: []egressStatus{}, Published: []publishedStatus{}}}
 	if p, err := st.readTopology(s.Topology); err != nil {
 		st.Problem = err.Error()
-	} else if err := st.readPeers(dev, p); err != nil {
+	} else if err := errors.Join(st.readPeers(dev, p), st.readOutside(dev, p)); err != nil {
 		return nil, err
 	}
 	if err := st.readPorts(dev); err != nil {
@@ -215,6 +219,7 @@ func (st *status) readPorts(dev *netdev.Handle) error {
 	}
 	for _, p := range ports {
 		a := p.Attachment
+		st.attached = append(st.attached, a)
 		st.Ports = append(st.Ports, portStatus{Container: a.Container, Name: a.Name, Network: a.Network, V4: a.V4, V6: a.V6,
 			MAC: a.MAC.String(), HostIf: p.HostIf, IfName: a.IfName, Device: a.Device != "", Up: p.Up, MTU: p.MTU})
 		if s := st.segment(a.NetworkID); s != nil {
@@ -242,7 +247,7 @@ func (st *status) readTables(bpffs string) error {
 	if err := st.readCounters(m); err != nil {
 		return err
 	}
-	if err := st.readLearned(m); err != nil {
+	if err := errors.Join(st.readLearned(m), st.readPublished(m)); err != nil {
 		return err
 	}
 	return st.readTraffic(m)
@@ -311,6 +316,7 @@ func (st *status) print(out io.Writer) error {
 	for _, p := range st.Ports {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\n", cmp.Or(p.Name, p.Container), p.Network, p.as(), text(p.V4), text(p.V6), p.HostIf, p.MTU)
 	}
+	st.outsideStatus.print(w)
 	fmt.Fprintf(w, "\nCONNTRACK\tGENERATION\n%s\t%d\n", st.Conntrack, st.Generation)
 	fmt.Fprintf(w, "\nREASON\tPACKETS\tBYTES\tMEANING\n")
 	for _, c := range st.Counters {
