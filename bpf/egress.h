@@ -21,8 +21,6 @@ static __always_inline struct flow *resume(struct __sk_buff *skb, struct context
 	pull(skb, ETH_HLEN + sizeof(struct ipv6hdr));
 	take_over(ctx, flow);
 	ctx->reply = !!(flow->flags & FLOW_REPLY);
-	if (ctx->outside.side)
-		ctx->source = flow->source;
 	return flow;
 }
 

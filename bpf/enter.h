@@ -84,7 +84,7 @@ static __always_inline void name_source(struct context *ctx)
 
 	if (cfg)
 		compose_sid(&ctx->source, cfg->locator, cfg->locator_bits, FUNCTION_SOURCE,
-			    named(ctx, ctx->key.network));
+			    ctx->external ?: ctx->key.network);
 }
 
 static __always_inline enum reason enter_new(struct context *ctx, const union addr *far)
@@ -149,6 +149,23 @@ static __always_inline enum reason enter_overlay(struct context *ctx)
 	return reason;
 }
 
+/* Was this the last hop of a packet from outside? What the host sends has lost its own. */
+static __always_inline bool is_last_hop(struct __sk_buff *skb, const struct context *ctx)
+{
+	struct iphdr *ip = packet_start(skb) + ETH_HLEN;
+	__u8 left;
+
+	if (ctx->outside.side != OUTER_OUTSIDE || (void *)(ip + 1) > packet_end(skb))
+		return false;
+	left = ctx->v4 ? ip->ttl : ((struct ipv6hdr *)ip)->hop_limit;
+	return left <= 1;
+}
+
+static __always_inline int expire(struct __sk_buff *skb, struct context *ctx)
+{
+	return refuse(skb, ctx, REASON_HOP_LIMIT, ctx->v4 ? ICMP_TIME_EXCEEDED_V4 : ICMP_TIME_EXCEEDED_V6, 0, 0);
+}
+
 SEC("tc")
 int stage_enter(struct __sk_buff *skb)
 {
@@ -158,6 +175,8 @@ int stage_enter(struct __sk_buff *skb)
 	if (!ctx)
 		return TC_ACT_SHOT;
 	reason = enter_overlay(ctx);
+	if (!reason && is_last_hop(skb, ctx)) /* not before it is clear that he may come here */
+		return expire(skb, ctx);
 	if (!reason)
 		return go_to(skb, ctx->outside.masquerade ? STAGE_MASQUERADE : STAGE_DELIVER);
 	end_flow(ctx, reason == REASON_NO_PEERING || reason == REASON_NO_ROUTE);

@@ -10,10 +10,12 @@
 #include "lib/budget.h"
 #include "forward.h"
 #include "gateway.h"
+#include "uplink.h"
 
 #define QUOTE_V4 548 /* 576 bytes in all, RFC 1812 4.3.2.3 */
 #define QUOTE_V6 QUOTE_MAX
-#define QUOTE_MIN 20 /* a bare IP header */
+#define QUOTE_MIN 20   /* a bare IP header */
+#define ERROR_TOS 0xc0 /* RFC 1812 4.3.2.5 */
 
 #define ICMPV6_REDIRECT 137
 
@@ -86,15 +88,34 @@ static __noinline __s64 quote_checksum(struct __sk_buff *skb, __u64 len, __u32 s
 }
 
 /*
- * Cut the packet to what is quoted. A packet that was encapsulated before cannot be cut; it is
- * quoted as far as the IP length of the answer says. False where that would leave a GSO packet: cutting,
- * even to the same length, makes it an ordinary one.
+ * Remove what lies behind the first len bytes (QUOTE_MIN to QUOTE_MAX) from the IP header on. The kernel does not cut packets at their end that
+ * were encapsulated before: bytes go at the front, and what is to stay is written over those that are left.
  */
+static __noinline bool cut_encapsulated(struct __sk_buff *skb, __u64 len)
+{
+	__u32 zero = 0;
+	struct quote *quote = bpf_map_lookup_elem(&quotes, &zero);
+	__s32 surplus = skb->len - ETH_HLEN - (__u32)len;
+
+	asm volatile("" : "+r"(len));
+	if (!quote || len > QUOTE_MAX)
+		return false;
+	asm volatile("" : "+r"(len));
+	if (len < QUOTE_MIN)
+		return false;
+	return !bpf_skb_load_bytes(skb, ETH_HLEN, quote->bytes, len) &&
+	       !bpf_skb_adjust_room(skb, -surplus, BPF_ADJ_ROOM_MAC, 0) &&
+	       !bpf_skb_store_bytes(skb, ETH_HLEN, quote->bytes, len, BPF_F_RECOMPUTE_CSUM);
+}
+
+/* Cut the packet to what is quoted. Of one that is still to be segmented nothing can be cut where it was encapsulated before. */
 static __always_inline bool trim(struct __sk_buff *skb, __u32 quoted)
 {
 	if (!skb->gso_size && skb->len <= ETH_HLEN + quoted)
 		return true;
-	return !bpf_skb_change_tail(skb, ETH_HLEN + quoted, 0) || !skb->gso_size;
+	if (!bpf_skb_change_tail(skb, ETH_HLEN + quoted, 0))
+		return true;
+	return !skb->gso_size && cut_encapsulated(skb, quoted);
 }
 
 /* RFC 1122 3.2.2: never about an error, a later fragment, or what no single host sent. */
@@ -173,8 +194,9 @@ static __always_inline bool find_told(struct __sk_buff *skb, struct told *told, 
 		tell_host(told, ctx, cfg);
 		return true;
 	}
-	if (ctx->underlay)
-		return ctx->outside.bare && host && own_address(&told->by, host, ctx->v4);
+	if (ctx->underlay) /* of a known flow nobody has asked yet who sent it */
+		return ctx->outside.bare && !check_outer(ctx->v4 ? IPPROTO_IPIP : IPPROTO_IPV6) && host &&
+		       own_address(&told->by, host, ctx->v4);
 	port = find_port(skb->ifindex, ctx->generation);
 	if (port)
 		tell_container(told, ctx, port, cfg);
@@ -196,6 +218,7 @@ static __always_inline int return_answer(struct __sk_buff *skb, struct context *
 	ctx->sid = ctx->back;
 	compose_sid(&ctx->source, cfg->locator, cfg->locator_bits, FUNCTION_SOURCE, named(ctx, ctx->network));
 	ctx->l3_len = len;
+	ctx->tos = ctx->v4 ? ERROR_TOS : 0;
 	reason = cfg->srh ? encapsulate(skb, ctx, true) : encapsulate(skb, ctx, false);
 	return reason ? drop(skb, reason) : transmit(skb, nexthop);
 }
@@ -221,7 +244,7 @@ static __always_inline int error_v4(struct __sk_buff *skb, struct context *ctx, 
 	a.eth.h_proto = bpf_htons(ETH_P_IP);
 	a.ip.version = 4;
 	a.ip.ihl = 5;
-	a.ip.tos = 0xc0; /* RFC 1812 4.3.2.5 */
+	a.ip.tos = ERROR_TOS;
 	a.ip.tot_len = bpf_htons(GROW_V4 + quoted);
 	a.ip.frag_off = bpf_htons(IP_DF);
 	a.ip.ttl = OUTER_HOP_LIMIT;

@@ -19,9 +19,11 @@ static __always_inline bool may_leave(const union addr *addr)
 }
 
 /* To this node's own address, at a port that is a container's. */
-static __always_inline enum reason exit_published(struct context *ctx, const struct publication *publication)
+static __always_inline enum reason exit_published(struct __sk_buff *skb, struct context *ctx,
+						  const struct publication *publication)
 {
 	struct rewrite before = ctx->rewrite;
+	enum reason reason;
 	bool masquerade, was = ctx->known && ctx->outside.translated;
 	__u32 external = ctx->external;
 
@@ -43,7 +45,9 @@ static __always_inline enum reason exit_published(struct context *ctx, const str
 		ctx->rewrite = before;
 		ctx->outside.masquerade = 0;
 	}
-	return find_endpoint(ctx, &ctx->rewrite.dst);
+	reason = find_endpoint(ctx, &ctx->rewrite.dst);
+	/* No port is taken for what does not go on. */
+	return !reason && !fits_local(skb, ctx) ? REASON_TOO_BIG : reason;
 }
 
 /* To this node itself. */
@@ -108,7 +112,7 @@ static __always_inline enum reason exit_overlay(struct __sk_buff *skb, struct co
 		return exit_here(skb, ctx);
 	if (is_own_address(&ctx->key.dst)) {
 		publication = find_publication(ctx, &ctx->key.dst, ctx->key.dport);
-		return publication ? exit_published(ctx, publication) : exit_to_host(ctx);
+		return publication ? exit_published(skb, ctx, publication) : exit_to_host(ctx);
 	}
 	if (ctx->underlay || !ctx->peer)
 		return exit_here(skb, ctx);

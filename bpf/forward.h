@@ -293,6 +293,8 @@ static __always_inline int send_way(struct __sk_buff *skb, struct context *ctx, 
 	case WAY_NODE:
 		ctx->peer = flow->peer;
 		ctx->sid = flow->sid;
+		if (!is_unspecified(&flow->source))
+			ctx->source = flow->source;
 		return deliver_remote(skb, ctx, flow->counter, false);
 	case WAY_CONTAINER:
 		ctx->mac = flow->mac;

@@ -69,23 +69,6 @@ static __always_inline struct context *start_outer(struct __sk_buff *skb, __u32 
 	return ctx;
 }
 
-/* Has the packet a hop left to lose? */
-static __always_inline bool has_hop(struct __sk_buff *skb, const struct context *ctx)
-{
-	struct iphdr *ip = packet_start(skb) + ETH_HLEN;
-	__u8 left;
-
-	if ((void *)(ip + 1) > packet_end(skb))
-		return false;
-	left = ctx->v4 ? ip->ttl : ((struct ipv6hdr *)ip)->hop_limit;
-	return left > 1;
-}
-
-static __always_inline int expire(struct __sk_buff *skb, struct context *ctx)
-{
-	return refuse(skb, ctx, REASON_HOP_LIMIT, ctx->v4 ? ICMP_TIME_EXCEEDED_V4 : ICMP_TIME_EXCEEDED_V6, 0, 0);
-}
-
 /* What follows works on a packet with an Ethernet header. */
 static __always_inline int make_frame(struct __sk_buff *skb, struct context *ctx)
 {
@@ -101,8 +84,6 @@ static __always_inline int take_outer(struct __sk_buff *skb, struct context *ctx
 {
 	if (make_frame(skb, ctx))
 		return drop(skb, REASON_DECAP_FAILED);
-	if (ctx->outside.side == OUTER_OUTSIDE && !has_hop(skb, ctx))
-		return expire(skb, ctx);
 	if (!flow)
 		return go_to(skb, STAGE_ENTER);
 	if (has_ended(flow))
@@ -111,8 +92,9 @@ static __always_inline int take_outer(struct __sk_buff *skb, struct context *ctx
 		recall(ctx, flow);
 		return go_to(skb, STAGE_ENTER);
 	}
+	if (is_last_hop(skb, ctx))
+		return expire(skb, ctx);
 	track(flow, ctx);
-	ctx->source = flow->source;
 	return send_flow(skb, ctx, flow);
 }
 

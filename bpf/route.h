@@ -132,6 +132,17 @@ static __always_inline bool answer_is_open(struct context *ctx)
 	return is_open_from(ctx, ctx->network, &ctx->rewrite.dst, ctx->key.network, &ctx->key.src);
 }
 
+/* A container of another node asked for a port of this one: it hears from the external network that the node's address is in. */
+static __always_inline enum reason answer_as_node(struct context *ctx, const struct config *cfg)
+{
+	struct external *external = find_external(ctx, &ctx->rewrite.src);
+
+	if (!external)
+		return REASON_NO_EXTERNAL;
+	compose_sid(&ctx->source, cfg->locator, cfg->locator_bits, FUNCTION_SOURCE, external->network);
+	return REASON_NONE;
+}
+
 /*
  * An answer goes back where its flow came from: to the container here, to the node that sent it, if that is still one, to the host, or out
  * of the overlay.
@@ -152,7 +163,7 @@ static __always_inline enum reason route_answer(struct context *ctx, const struc
 	if (!peer)
 		return REASON_NO_ROUTE;
 	ctx->peer = peer->index;
-	return REASON_NONE;
+	return ctx->outside.translated ? answer_as_node(ctx, cfg) : REASON_NONE;
 }
 
 /* Neither in this network nor in a peered one of the overlay: is it outside, or an address of this node? What it comes to is decided there. */

@@ -165,6 +165,7 @@ static __always_inline enum reason parse_inner_v4(struct __sk_buff *skb, struct 
 	map_v4(&ctx->key.dst, ip->daddr);
 	if (ecn & 1 && !carry_congestion_v4(ip, ecn)) /* ECT(1) or CE */
 		return REASON_ECN_CONGESTION;
+	ctx->tos = ip->tos; /* routes are asked with it where it leaves again */
 	return parse_flow(skb, offset, true);
 }
 

@@ -244,7 +244,7 @@ static __always_inline void begin_there(struct flow *flow, const struct context 
 		flow->flags |= FLOW_UNDERLAY;
 		flow->source = ctx->source;
 	}
-	if (ctx->outside.side)
+	if (ctx->outside.side || ctx->outside.translated)
 		flow->source = ctx->source;
 	if (ctx->outside.translated) {
 		flow->flags |= FLOW_TRANSLATED;
@@ -315,7 +315,10 @@ static __always_inline bool back_outside(struct flow *flow, const struct context
 	return true;
 }
 
-/* The way back to the node that sent the packet. What comes back from outside is sent on as from the network that it is in. */
+/*
+ * The way back to the node that sent the packet. What comes back from an address outside, or one of this node, is sent on as from the external network
+ * that the packet was sent to.
+ */
 static __always_inline bool back_to_node(struct flow *flow, const struct context *ctx)
 {
 	struct config *cfg = node(ctx->generation);
@@ -326,8 +329,8 @@ static __always_inline bool back_to_node(struct flow *flow, const struct context
 	flow->sid = ctx->back;
 	flow->mac = ctx->from; /* of a frame */
 	flow->counter = traffic_index(ctx->traffic, REASON_ENCAPSULATED);
-	if (ctx->outside.way != WAY_CONTAINER)
-		compose_sid(&flow->source, cfg->locator, cfg->locator_bits, FUNCTION_SOURCE, named(ctx, ctx->network));
+	if (ctx->external)
+		compose_sid(&flow->source, cfg->locator, cfg->locator_bits, FUNCTION_SOURCE, ctx->external);
 	return true;
 }
 

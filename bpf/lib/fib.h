@@ -76,7 +76,7 @@ __noinline int find_way_out(struct __sk_buff *skb, __u32 size)
 	struct host *host = this_node();
 	struct bpf_fib_lookup fib = {};
 	struct egress *egress;
-	__u32 index;
+	__u32 index, mtu = 0;
 	long ret;
 
 	if (!ctx || !host || !host->stack)
@@ -100,6 +100,10 @@ __noinline int find_way_out(struct __sk_buff *skb, __u32 size)
 	ctx->out = index;
 	ctx->out_flags = egress->flags;
 	ctx->outside.neighbour = ret == BPF_FIB_LKUP_RET_SUCCESS;
+	if (!ctx->outside.neighbour) { /* then there is the size of the packet still where the MTU would be */
+		bpf_check_mtu(skb, index, &mtu, 0, 0);
+		ctx->mtu = mtu;
+	}
 	__builtin_memcpy(&ctx->out_dst, fib.dmac, ETH_ALEN);
 	__builtin_memcpy(&ctx->out_src, fib.smac, ETH_ALEN);
 	keep_gateway(ctx, &fib);
