@@ -143,10 +143,14 @@ func TestPlainEgress(t *testing.T) {
 func TestWayOut(t *testing.T) {
 	eachSpeech(t, newOutside(t), ordinary, func(t *testing.T, n *node, w world, s speech) {
 		n.masqueraded(s, podA, at(w.a, 1000), at(w.server, 80), w.own, wan)
-		n.masqueraded(s, podA, at(w.a, 1000), at(w.other, 80), w.own2, wan2) // by a longer prefix
+		n.masqueraded(s, podA, at(w.a, 1000), at(w.other, 80), w.own2, wan2)  // by a longer prefix
 		n.masqueraded(s, podB, at(w.b, 1000), at(w.server, 80), w.own2, wan2) // by a rule about the source
 		if s.name == "TCP" {
 			n.masqueraded(s, podA, at(w.a, 1000), at(w.server, 853), w.own2, wan2) // by a rule about protocol and port
+		}
+		if w.own.Is4() {
+			urgent := classed(s.ask(at(w.a, 1000), at(w.client, 81)), elsewhereClass) // by a rule about the class
+			n.wantOut(n.run(atPort(podA, urgent)), wan2, urgent)
 		}
 		// The longest of the prefixes of all external networks says that this one is the partner.
 		n.wantOut(n.run(atPort(podA, s.ask(at(w.a, 1000), at(w.longer, 80)))), wan, s.ask(at(w.a, 1000), at(w.longer, 80)))

@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/lace-net/lace/bpf"
 	"github.com/lace-net/lace/dataplane/maps"
 	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/topology"
@@ -48,7 +49,7 @@ type world struct {
 	neighbour        netip.Addr // in premises, not the host
 	other            netip.Addr // in internet, by the second interface
 	unresolved       netip.Addr // in internet, by a next hop whose MAC address is not known
-	narrow           netip.Addr // in internet, behind a route whose MTU is narrowMTU
+	narrow           netip.Addr // in internet, behind a route whose MTU is narrowMTU, and locked: else the kernel forwards without it
 	refused, blind   netip.Addr // in partner: no route; by an interface that nothing is seen of
 	a, b, x, db, far netip.Addr // containers, the last one's on node 2
 }
@@ -144,8 +145,11 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// elsewhereTable is where podB's packets and those to port 853 find their route: by the second interface.
-const elsewhereTable = 100
+// elsewhereTable is where podB's packets, those to port 853 and IPv4 ones of a class find their route: by the second interface.
+const (
+	elsewhereTable = 100
+	elsewhereClass = 0x10
+)
 
 func (b *bed) routes() error {
 	byWan, byWan2 := b.index[wan], b.index[wan2]
@@ -163,7 +167,7 @@ func (b *bed) routes() error {
 		{to: "203.0.113.128/27", dev: b.index[stranger]}, {to: "2001:db8:203:130::/64", dev: b.index[stranger]},
 		{to: "0.0.0.0/0", via: "192.0.3.254", dev: byWan2, table: elsewhereTable}, {to: "::/0", via: "2001:db8:3::fe", dev: byWan2, table: elsewhereTable},
 	} {
-		route := &netlink.Route{Dst: ipNet(netip.MustParsePrefix(r.to)), LinkIndex: r.dev, MTU: r.mtu, Table: r.table, Gw: net.ParseIP(r.via)}
+		route := &netlink.Route{Dst: ipNet(netip.MustParsePrefix(r.to)), LinkIndex: r.dev, MTU: r.mtu, MTULock: r.mtu != 0, Table: r.table, Gw: net.ParseIP(r.via)}
 		if err := netlink.RouteAdd(route); err != nil {
 			return fmt.Errorf("route to %s: %w", r.to, err)
 		}
@@ -199,6 +203,10 @@ func elsewhereRules() error {
 		bySource.Family, bySource.Src, bySource.Table = family, ipNet(netip.PrefixFrom(w.b, w.b.BitLen())), elsewhereTable
 		byPort.Family, byPort.Dport, byPort.IPProto, byPort.Table = family, netlink.NewRulePortRange(853, 853), unix.IPPROTO_TCP, elsewhereTable
 		errs = append(errs, netlink.RuleAdd(bySource), netlink.RuleAdd(byPort))
+		if byClass := netlink.NewRule(); family == unix.AF_INET {
+			byClass.Family, byClass.Tos, byClass.Table = family, elsewhereClass, elsewhereTable
+			errs = append(errs, netlink.RuleAdd(byClass))
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -310,4 +318,20 @@ func (n *node) atLoopback(p ip) input {
 // atPort is a packet of a container of node 1.
 func atPort(dev int, p ip) input {
 	return input{program: "pod_l3", dev: dev, frame: toGateway(1, dev, p)}
+}
+
+func setMTU(index, mtu int) error {
+	l, err := netlink.LinkByIndex(index)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetMTU(l, mtu)
+}
+
+// age makes the ways out of all flows as old as those that have to be looked up again.
+func (n *node) age() {
+	n.t.Helper()
+	for key := range n.flows() {
+		n.edit(key, func(f *bpf.LaceFlow) { f.Looked -= 5 })
+	}
 }
