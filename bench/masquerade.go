@@ -27,7 +27,8 @@ const (
 type masqueraded struct {
 	Flows   int               `json:"flows"`             // at once, to one server, that were answered to their owners
 	Opened  []float64         `json:"opened"`            // connections/s, to one server, one for each sample
-	Refused map[string]uint64 `json:"refused,omitempty"` // packets of those, by reason
+	Refused int               `json:"refused"`           // of those
+	Reasons map[string]uint64 `json:"reasons,omitempty"` // packets that were refused in those samples, by reason
 }
 
 // measureMasquerade has two containers talk to one server by very many flows at once, and one of them open connections to it for a while.
@@ -38,11 +39,8 @@ func (l *lab) measureMasquerade(ctx context.Context, rec *record) error {
 		return fmt.Errorf("build bed masquerade: %w", err)
 	}
 	b.askHost()
-	m := &masqueraded{Refused: map[string]uint64{}}
-	var err error
-	if m.Flows, err = b.exchangeOwned(ctx, l.opt.family, l.opt.owned); err != nil {
-		return err
-	}
+	err := b.exchangeOwned(ctx, l.opt.family, l.opt.owned)
+	m := &masqueraded{Flows: l.opt.owned, Reasons: map[string]uint64{}}
 	for left := l.opt.opening; left > 0 && err == nil; left -= openSample {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -50,7 +48,7 @@ func (l *lab) measureMasquerade(ctx context.Context, rec *record) error {
 		err = m.open(b, min(left, openSample))
 	}
 	rec.Masquerade = m
-	l.log("answered %d flows at once, opened connections for %s, refused %v", m.Flows, l.opt.opening, m.Refused)
+	l.log("answered %d flows at once, opened connections for %s, refused %d %v", m.Flows, l.opt.opening, m.Refused, m.Reasons)
 	return err
 }
 
@@ -70,19 +68,11 @@ func (m *masqueraded) open(b *bed, length time.Duration) error {
 		return err
 	}
 	m.Opened = append(m.Opened, tally{uint64(r.Opened), r.Took}.rate())
-	for reason, n := range r.Refused {
-		m.Refused[reason] += n
+	m.Refused += r.Refused
+	for reason, n := range r.Reasons {
+		m.Reasons[reason] += n
 	}
 	return nil
-}
-
-// refused is how many packets were, for any reason.
-func (m *masqueraded) refused() float64 {
-	var sum uint64
-	for _, n := range m.Refused {
-		sum += n
-	}
-	return float64(sum)
 }
 
 // opener is a container's side of many short connections to one server, and the server's, both packets through the entry programs:
@@ -127,17 +117,17 @@ func (n *node) open(o order) (report, error) {
 	if err != nil {
 		return report{}, err
 	}
-	opened, took, err := n.opener.run(o.Length)
-	if err != nil {
-		return report{}, err
+	r, err := n.opener.run(o.Length)
+	if err != nil || r.Refused == 0 {
+		return r, err
 	}
-	after, err := n.refusals()
-	for reason := range after {
-		if after[reason] -= before[reason]; after[reason] == 0 {
-			delete(after, reason)
+	r.Reasons, err = n.refusals()
+	for reason := range r.Reasons {
+		if r.Reasons[reason] -= before[reason]; r.Reasons[reason] == 0 {
+			delete(r.Reasons, reason)
 		}
 	}
-	return report{Opened: opened, Took: took, Refused: after}, err
+	return r, err
 }
 
 // refusals are the packets that were refused so far, by reason.
@@ -152,25 +142,28 @@ func (n *node) refusals() (map[string]uint64, error) {
 	return sum, err
 }
 
-// run says how many connections were opened, those that were refused left out.
-func (p *opener) run(length time.Duration) (opened int, took time.Duration, err error) {
+// run says how many connections were opened, and how many more were refused.
+func (p *opener) run(length time.Duration) (r report, err error) {
 	start := time.Now()
 	for tried := 0; time.Since(start) < length; {
 		if err := p.closeUntil(time.Now().Add(-openFor)); err != nil {
-			return 0, 0, err
+			return r, err
 		}
 		for due := int(time.Since(start).Seconds() * openPerSecond); tried < due; tried++ {
 			ok, err := p.connect()
 			if err != nil {
-				return 0, 0, err
+				return r, err
 			}
 			if ok {
-				opened++
+				r.Opened++
+			} else {
+				r.Refused++
 			}
 		}
 		time.Sleep(time.Millisecond)
 	}
-	return opened, time.Since(start), nil
+	r.Took = time.Since(start)
+	return r, nil
 }
 
 // firstOwn is the first port of the container: it uses them all in turn, as its kernel would.
@@ -193,8 +186,7 @@ func (p *opener) connect() (bool, error) {
 	if err := p.fromServer(c, flagSYN|flagACK); err != nil {
 		return false, err
 	}
-	_, err = p.fromPod(c, flagACK)
-	return true, err
+	return true, p.goOn(c, flagACK)
 }
 
 // closeUntil closes what was opened before then, from both sides.
@@ -202,12 +194,8 @@ func (p *opener) closeUntil(then time.Time) error {
 	for len(p.open) > 0 && p.open[0].since.Before(then) {
 		c := p.open[0]
 		p.open = p.open[1:]
-		_, err := p.fromPod(c, flagFIN|flagACK)
-		err = errors.Join(err, p.fromServer(c, flagFIN|flagACK))
+		err := errors.Join(p.goOn(c, flagFIN|flagACK), p.fromServer(c, flagFIN|flagACK), p.goOn(c, flagACK))
 		if err != nil {
-			return err
-		}
-		if _, err := p.fromPod(c, flagACK); err != nil {
 			return err
 		}
 	}
@@ -218,6 +206,18 @@ func (p *opener) closeUntil(then time.Time) error {
 func (p *opener) fromPod(c connection, flags byte) ([]byte, error) {
 	p.pod.packet = ethernet(plan.GatewayMAC, p.port.MAC, segment(c.own, p.server, flags))
 	return p.pod.become()
+}
+
+// goOn makes sure that the connection still has what stands for it.
+func (p *opener) goOn(c connection, flags byte) error {
+	sent, err := p.fromPod(c, flags)
+	if err != nil {
+		return err
+	}
+	if _, src, dst := flowOf(sent); src != c.taken || dst != p.server {
+		return fmt.Errorf("a connection of %s, for which %s stood, went on from %s to %s", c.own, c.taken, src, dst)
+	}
+	return nil
 }
 
 // fromServer makes sure that the container gets what is for it.

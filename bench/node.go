@@ -87,7 +87,8 @@ type report struct {
 	RSS      int                `json:",omitempty"` // agent: kB
 	Ready    bool               `json:",omitempty"` // ready
 	Opened   int                `json:",omitempty"` // open
-	Refused  map[string]uint64  `json:",omitempty"` // open: packets, by reason
+	Refused  int                `json:",omitempty"` // open
+	Reasons  map[string]uint64  `json:",omitempty"` // open, where something was refused: packets, by reason
 }
 
 // node is the role that runs a node's data plane as the agent does, and takes orders.

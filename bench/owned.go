@@ -9,21 +9,18 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"runtime"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// owned is the kind of traffic in which each flow says its number and wants it back.
+// owned is the kind of traffic in which each flow says its number and wants it back, twice: the second time, when all are open, an
+// answer that is taken for another flow's is seen.
 const owned = "owned"
-
-// ownedPasses are how often each flow asks, all of them open: from the second time on an answer that belongs to another
-// flow is seen.
-const ownedPasses = 2
 
 // ownedWait bounds the wait for an answer, of which a busy machine may lose one.
 const ownedWait = 500 * time.Millisecond
@@ -31,30 +28,53 @@ const ownedWait = 500 * time.Millisecond
 // ownedPatience bounds the whole exchange.
 const ownedPatience = time.Minute
 
-// exchangeOwned opens so many flows to one server, spread over both pods, and is how many of them were answered.
-func (b *bed) exchangeOwned(ctx context.Context, family, flows int) (int, error) {
+// exchangeOwned opens so many flows to one server, half of them from each pod, by the same ports, and makes sure that all are answered.
+func (b *bed) exchangeOwned(ctx context.Context, family, flows int) error {
 	ctx, cancel := context.WithTimeout(ctx, ownedPatience)
 	defer cancel()
 	at := b.addr[family].String()
-	server, err := startServer(ctx, []string{"serve", "--netns", string(b.server), "--metric", owned, "--addr", at})
+	server, err := startServer(ctx, nil, []string{"serve", "--netns", string(b.server), "--metric", owned, "--addr", at})
 	if err != nil {
-		return 0, err
+		return err
 	}
-	got, err := runClient(ctx, []string{owned, "--netns", string(b.pod[0]) + "," + string(b.pod[1]), "--addr", at, "--flows", fmt.Sprint(flows)})
-	if err != nil {
+	if err := b.askOwned(ctx, at, flows/len(b.pod)); err != nil {
 		cancel() // nothing more will reach the server
+		_, served := server.finish()
+		return errors.Join(err, served)
 	}
-	_, served := server.finish()
-	if err != nil || served != nil {
-		return 0, errors.Join(err, served)
-	}
-	if got.Count != uint64(flows) {
-		return 0, fmt.Errorf("%d of %d flows were answered", got.Count, flows)
-	}
-	return int(got.Count), nil
+	_, err = server.finish()
+	return err
 }
 
-// serveOwned sends back what comes, until something is empty.
+// askOwned lets the second pod open its flows when those of the first are open, and both ask again when all are.
+func (b *bed) askOwned(ctx context.Context, at string, flows int) error {
+	var owners [len(b.pod)]*server
+	var release [len(b.pod)]func() error
+	for i, pod := range b.pod {
+		in, out, err := os.Pipe()
+		if err != nil {
+			return fmt.Errorf("make a pipe to the owner of flows: %w", err)
+		}
+		defer in.Close()
+		defer out.Close()
+		release[i] = out.Close
+		owners[i], err = startServer(ctx, in, []string{owned, "--netns", string(pod), "--addr", at, "--first", fmt.Sprint(i * flows), "--flows", fmt.Sprint(flows)})
+		if err != nil {
+			return err
+		}
+	}
+	for i, o := range owners {
+		if err := release[i](); err != nil {
+			return fmt.Errorf("let flows be asked again: %w", err)
+		}
+		if _, err := o.finish(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// serveOwned sends back what comes, until each owner has sent something empty.
 func serveOwned(addr netip.AddrPort, _ time.Duration, ready func()) (tally, error) {
 	s, err := newSocket(addr, unix.SOCK_DGRAM)
 	if err != nil {
@@ -65,30 +85,33 @@ func serveOwned(addr netip.AddrPort, _ time.Duration, ready func()) (tally, erro
 		return tally{}, err
 	}
 	ready()
-	start, buf := time.Now(), make([]byte, 64)
-	for n := uint64(0); ; n++ {
+	start, buf, asked := time.Now(), make([]byte, 64), uint64(0)
+	for owners := len(new(bed).pod); owners > 0; {
 		size, from, err := unix.Recvfrom(int(s), buf, 0)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
 			return tally{}, fmt.Errorf("receive: %w", err)
-		}
-		if size == 0 {
-			return tally{n, time.Since(start)}, nil
-		}
-		if err := unix.Sendto(int(s), buf[:size], 0, from); err != nil {
-			return tally{}, fmt.Errorf("answer: %w", err)
+		case size == 0:
+			owners--
+		default:
+			asked++
+			if err := unix.Sendto(int(s), buf[:size], 0, from); err != nil {
+				return tally{}, fmt.Errorf("answer: %w", err)
+			}
 		}
 	}
+	return tally{asked, time.Since(start)}, nil
 }
 
-// runOwned is a role of this binary: the flows of several network namespaces, which have the same ports in each of them.
+// runOwned is a role of this binary: many flows from one network namespace. It says "ready" when all have been answered, and has all ask again
+// when its input ends. One process of them has fewer sockets than most systems let it have.
 func runOwned(args []string) error {
 	fs := flag.NewFlagSet(owned, flag.ContinueOnError)
-	netns := fs.String("netns", "", "`names` of network namespaces")
+	netns := fs.String("netns", "", "`name` of the network namespace")
 	addr := fs.String("addr", "", "`address` of the server")
-	flows := fs.Int("flows", 0, "`number`")
+	first := fs.Uint64("first", 0, "`number` of the first flow")
+	flows := fs.Int("flows", 0, "`count`")
 	if err := fs.Parse(args); err != nil {
 		return asUsage(err)
 	}
@@ -97,52 +120,73 @@ func runOwned(args []string) error {
 		return usageError{err}
 	}
 	runtime.LockOSThread()
-	t, err := askOwned(strings.Split(*netns, ","), netip.AddrPortFrom(to, trafficPort), *flows)
-	if err != nil {
+	if err := enter(*netns); err != nil {
 		return err
+	}
+	t, err := askOwned(netip.AddrPortFrom(to, trafficPort), *first, *flows)
+	if err != nil {
+		return fmt.Errorf("%s in %s at %s: %w", owned, *netns, to, err)
 	}
 	return json.NewEncoder(os.Stdout).Encode(t)
 }
 
-// askOwned has all flows ask in turn, and once more.
-func askOwned(netns []string, to netip.AddrPort, flows int) (tally, error) {
+// askOwned has all flows ask in turn, and once more when they may.
+func askOwned(to netip.AddrPort, first uint64, flows int) (tally, error) {
 	start := time.Now()
-	sockets, err := openOwned(netns, to, flows)
+	sockets, err := openOwned(to, flows)
 	if err != nil {
 		return tally{}, err
 	}
-	for range ownedPasses {
-		for i, s := range sockets {
-			if err := s.askOwn(uint64(i)); err != nil {
-				return tally{}, fmt.Errorf("flow %d of %d: %w", i+1, flows, err)
-			}
-		}
+	if err := askAll(sockets, first); err != nil {
+		return tally{}, err
+	}
+	fmt.Println("ready")
+	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+		return tally{}, fmt.Errorf("wait to ask again: %w", err)
+	}
+	if err := askAll(sockets, first); err != nil {
+		return tally{}, err
 	}
 	_, err = unix.Write(int(sockets[0]), nil)
 	return tally{uint64(flows), time.Since(start)}, err
 }
 
-// openOwned makes the sockets, in turn in each of the namespaces, all bound to ports from firstOwn on.
-func openOwned(netns []string, to netip.AddrPort, flows int) ([]socket, error) {
-	limit := unix.Rlimit{Cur: uint64(flows) + 64, Max: uint64(flows) + 64}
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return nil, fmt.Errorf("allow %d sockets: %w", flows, err)
+func askAll(sockets []socket, first uint64) error {
+	for i, s := range sockets {
+		if err := s.askOwn(first + uint64(i)); err != nil {
+			return fmt.Errorf("flow %d: %w", first+uint64(i), err)
+		}
+	}
+	return nil
+}
+
+// openOwned makes the sockets, bound to ports from firstOwn on.
+func openOwned(to netip.AddrPort, flows int) ([]socket, error) {
+	if err := allowSockets(uint64(flows) + 64); err != nil {
+		return nil, err
 	}
 	var sockets []socket
-	for i, name := range netns {
-		if err := enter(name); err != nil {
+	for i := range flows {
+		s, err := openOwn(firstOwn+uint16(i), to)
+		if err != nil {
 			return nil, err
 		}
-		last := flows * (i + 1) / len(netns)
-		for port := uint16(firstOwn); len(sockets) < last; port++ {
-			s, err := openOwn(port, to)
-			if err != nil {
-				return nil, err
-			}
-			sockets = append(sockets, s)
-		}
+		sockets = append(sockets, s)
 	}
 	return sockets, nil
+}
+
+// allowSockets raises the limit where it is lower.
+func allowSockets(count uint64) error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("read how many sockets are allowed: %w", err)
+	}
+	limit.Cur, limit.Max = max(limit.Cur, count), max(limit.Max, count)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("allow %d sockets (ulimit -n): %w", count, err)
+	}
+	return nil
 }
 
 func openOwn(port uint16, to netip.AddrPort) (socket, error) {
@@ -175,7 +219,7 @@ func (s socket) askOwn(number uint64) error {
 			return fmt.Errorf("wait for the answer: %w", err)
 		}
 		if got != want {
-			return fmt.Errorf("was answered what flow %d had asked", binary.BigEndian.Uint64(got[:])+1)
+			return fmt.Errorf("was answered what flow %d had asked", binary.BigEndian.Uint64(got[:]))
 		}
 		return nil
 	}

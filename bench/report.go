@@ -136,12 +136,12 @@ func (r *record) masqueradeRows() []row {
 	one := func(what, unit string, v float64) row {
 		return row{Bed: laceMasq.name, Metric: metricMasq + "/" + what, Unit: unit, spread: spread{v, v, v}, Rounds: 1}
 	}
-	return []row{one("at-once", "flows", float64(m.Flows)), one("refused", unitRefused, m.refused()),
+	return []row{one("at-once", "flows", float64(m.Flows)), one("refused", unitRefused, float64(m.Refused)),
 		{Bed: laceMasq.name, Metric: metricMasq + "/opened", Unit: "connections/s", spread: spreadOf(m.Opened), Rounds: len(m.Opened)}}
 }
 
 // unitRefused is of the one figure that may be 0.
-const unitRefused = "packets"
+const unitRefused = "connections"
 
 func (r *record) applyRows() []row {
 	return absolute(laceL3.name, metricApply, "ms", r.Apply)

@@ -80,7 +80,7 @@ func (b *bed) traffic(ctx context.Context, kind string, family int, length time.
 	args := func(role string, at ns, addr netip.Addr) []string {
 		return []string{role, "--netns", string(at), "--metric", kind, "--sample", length.String(), "--addr", addr.String()}
 	}
-	server, err := startServer(ctx, args("serve", b.server, b.listen[family]))
+	server, err := startServer(ctx, nil, args("serve", b.server, b.listen[family]))
 	if err != nil {
 		return 0, err
 	}
@@ -112,9 +112,12 @@ func self(ctx context.Context, args []string) (*exec.Cmd, *bytes.Buffer) {
 	return cmd, stderr
 }
 
-// startServer returns when the server listens.
-func startServer(ctx context.Context, args []string) (*server, error) {
+// startServer returns when the server listens. in is its input, or nil.
+func startServer(ctx context.Context, in *os.File, args []string) (*server, error) {
 	cmd, stderr := self(ctx, args)
+	if in != nil {
+		cmd.Stdin = in
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, fmt.Errorf("make a pipe to the server: %w", err)
