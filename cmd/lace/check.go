@@ -26,7 +26,11 @@ func runCheck(_ context.Context, e *env, args []string) error {
 	if err != nil {
 		return err
 	}
-	parts := []string{count(len(t.Nodes), "node"), count(len(t.Networks), "network")}
+	outer := externals(t)
+	parts := []string{count(len(t.Nodes), "node"), count(len(t.Networks)-outer, "network")}
+	if outer > 0 {
+		parts = append(parts, count(outer, "external network"))
+	}
 	if n := len(t.Peerings); n > 0 {
 		parts = append(parts, count(n, "peering"))
 	}
@@ -35,6 +39,15 @@ func runCheck(_ context.Context, e *env, args []string) error {
 	}
 	_, err = fmt.Fprintf(e.stdout, "%s: ok, topology %s, %s\n", file, t.Hash, strings.Join(parts, ", "))
 	return err
+}
+
+func externals(t *topology.Topology) (n int) {
+	for _, network := range t.Networks {
+		if network.Type == topology.External {
+			n++
+		}
+	}
+	return n
 }
 
 func endpoints(t *topology.Topology) (n int) {

@@ -49,7 +49,7 @@ func runDoctor(_ context.Context, e *env, args []string) error {
 	}
 	well := true
 	w := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
-	for _, f := range append(kernelFindings(s), hostFindings(e, s)...) {
+	for _, f := range slices.Concat(kernelFindings(s), hostFindings(e, s), outsideFindings(e, s)) {
 		mark := "ok"
 		if !f.ok {
 			mark, well = "MISSING", false
