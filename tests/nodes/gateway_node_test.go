@@ -10,14 +10,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// byTheFirst has everything for the outside leave by the first node.
-const byTheFirst = `
+// Peerings that have everything for the outside leave by the first node.
+const (
+	byTheFirst = `
 [[peering]]
 from = "app"
 to = "internet"
 masquerade = true
 egress = "n1"
 `
+	routedByTheFirst = `
+[[peering]]
+from = "app"
+to = "internet"
+egress = "n1"
+`
+)
 
 // TestEgressNode carries packets for the outside to the node that the peering names, and the answers back.
 func TestEgressNode(t *testing.T) {
@@ -82,12 +90,7 @@ func checkErrorsOutside(t *testing.T, i *internet, c *container, at int) {
 
 // TestEgressNodeRouted has containers leave by the first node under their own addresses: the fabric takes the answers there.
 func TestEgressNodeRouted(t *testing.T) {
-	i := newInternet(t, bedOptions{nodes: 2, networks: appNetwork + `
-[[peering]]
-from = "app"
-to = "internet"
-egress = "n1"
-`})
+	i := newInternet(t, bedOptions{nodes: 2, networks: appNetwork + routedByTheFirst})
 	i.routeToContainers(t, 1, 1)
 	c := i.nodes[1].run(t, "c", "app")
 	settle(t, c)
