@@ -57,7 +57,7 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	fs.IntVar(&opt.family, "family", 4, "IP `version` of the measured packets: 4 or 6")
 	fs.StringVar(&opt.wire, "wire", "sw", "offloads of the wire: "+strings.Join(wireNames(), ", "))
 	fs.IntVar(&opt.rounds, "rounds", 12, "`number` of rounds, each measuring every bed once")
-	fs.DurationVar(&opt.sample, "sample", time.Second, "`length` of one traffic sample")
+	fs.DurationVar(&opt.sample, "sample", 800*time.Millisecond, "`length` of one traffic sample")
 	fs.IntVar(&opt.cpu, "cpu", -1, "`number` of the CPU that everything runs on; -1: the last")
 	fs.StringVar(&opt.out, "out", "bench/latest.json", "`file` for the rows")
 	fs.StringVar(&opt.raw, "raw", "", "`file` for every sample; empty: not written")
