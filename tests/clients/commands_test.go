@@ -237,6 +237,12 @@ func TestAgentRefusesToStart(t *testing.T) {
 	n.nerdctl("more", backend).ping(web)
 }
 
+// probed waits until no address is tentative: a link-local one that is still being probed would be another one afterwards.
+func (n *node) probed() {
+	n.t.Helper()
+	n.sh("for i in $(seq 300); do ip -6 addr show tentative | grep -q inet6 || exit 0; sleep 0.1; done; exit 1")
+}
+
 // kernelState is all that an agent could change on a node. The neighbours are those that do not come and go by themselves.
 func (n *node) kernelState() string {
 	n.t.Helper()
@@ -334,8 +340,7 @@ func TestUninstallLeavesTheHostAsItWas(t *testing.T) {
 	b := up(t, threeNodes, "--no-agent")
 	n := b.node("edge-1")
 	n.sh("ping -6 -q -c 1 -W 5 fd00:a::2; ping -6 -q -c 1 -W 5 fd00:a::3; nerdctl run --rm --net none --pull never %s true", image)
-	// A link-local address that is still being probed would be another one afterwards.
-	n.sh("for i in $(seq 300); do ip -6 addr show tentative | grep -q inet6 || exit 0; sleep 0.1; done; exit 1")
+	n.probed()
 	before := n.kernelState()
 	stopped := n.must("lace", "uninstall")
 	contains(t, stopped, "nothing of Lace is left in the kernel") // where it never was

@@ -17,7 +17,7 @@ import (
 // held is what a node's kernel holds for containers.
 type held struct {
 	Links            []string // host ends of containers
-	Pins             []string // pinned links of programs but those of the uplink and the segmenter
+	Pins             []string // pinned links of programs but those of the uplink, the segmenter and lc-host-peer
 	Ports, Endpoints int      // rows of the tables
 }
 
@@ -46,7 +46,7 @@ func (n *node) holds() held {
 			h.Pins = append(h.Pins, f[0])
 		}
 	}
-	own := strings.Fields(n.sh("cd /sys/class/net; for i in eth0 laces1; do [ ! -e $i ] || cat $i/ifindex; done"))
+	own := strings.Fields(n.sh("cd /sys/class/net; for i in eth0 laces1 lc-host-peer; do [ ! -e $i ] || cat $i/ifindex; done"))
 	h.Pins = slices.DeleteFunc(h.Pins, func(p string) bool { return slices.Contains(own, p) })
 	h.Ports, h.Endpoints = n.rows()
 	return h
