@@ -16,8 +16,6 @@ struct search {
 	struct flow flow;
 	__u32 first; /* port */
 	__u32 range;
-	__u32 at;   /* place in the range */
-	__u32 step; /* to the next one */
 	int reason;
 };
 
@@ -62,15 +60,12 @@ static __always_inline bool is_the_hosts(struct __sk_buff *skb, const struct con
 static long try_port(__u32 i, struct search *s)
 {
 	struct context *ctx = context();
-	__be16 port = bpf_htons(s->first + s->at);
+	__be16 port = bpf_htons(s->first + bpf_get_prandom_u32() % s->range);
 
 	if (!ctx) {
 		s->reason = REASON_CONNTRACK_FULL;
 		return 1;
 	}
-	s->at += s->step;
-	if (s->at >= s->range)
-		s->at -= s->range;
 	ctx->rewrite.sport = port;
 	if (is_icmp(&s->back))
 		s->back.sport = port;
@@ -86,7 +81,7 @@ static long try_port(__u32 i, struct search *s)
 	return 1;
 }
 
-/* Nothing may come out of a step that returns to where it began before all were tried; one that is odd and small is good enough. */
+/* Each try is at random: a walk in steps would miss what is free where others have ports in a pattern. */
 static __always_inline enum reason choose_port(struct __sk_buff *skb, struct context *ctx, const struct config *cfg)
 {
 	struct search s = { .skb = skb, .reason = REASON_PORTS_EXHAUSTED, .first = cfg->first_port };
@@ -94,8 +89,6 @@ static __always_inline enum reason choose_port(struct __sk_buff *skb, struct con
 	s.range = cfg->last_port - cfg->first_port + 1;
 	if (!s.range || cfg->last_port < cfg->first_port)
 		return REASON_PORTS_EXHAUSTED;
-	s.at = bpf_get_prandom_u32() % s.range;
-	s.step = 1 + bpf_get_prandom_u32() % 61;
 	far_key(&s.back, ctx);
 	if (!begin_back(skb, &s.flow, ctx))
 		return REASON_NO_PORT;
