@@ -117,13 +117,16 @@ func (n *namespace) tellUDP(t testing.TB, at netip.AddrPort) netip.AddrPort {
 	return c.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
-// tellTCP answers every connection with whom it comes from, after a line.
+// tellTCP answers every line on a connection with whom it comes from.
 func (n *namespace) tellTCP(t testing.TB, at netip.AddrPort) netip.AddrPort {
 	t.Helper()
 	return n.serveTCP(t, at, func(c *net.TCPConn) {
 		defer c.Close()
 		c.SetDeadline(time.Now().Add(patience))
-		if _, err := c.Read(make([]byte, 100)); err == nil {
+		for {
+			if _, err := c.Read(make([]byte, 100)); err != nil {
+				return
+			}
 			io.WriteString(c, c.RemoteAddr().String())
 		}
 	})
@@ -147,13 +150,24 @@ func (n *namespace) seenTCP(t testing.TB, to netip.AddrPort) netip.AddrPort {
 // askWho asks a server that tells.
 func askWho(t testing.TB, c net.Conn) netip.AddrPort {
 	t.Helper()
-	must(t, c.SetDeadline(time.Now().Add(patience)))
-	_, err := io.WriteString(c, "who am I?\n")
+	got, err := who(c)
 	must(t, err)
+	return got
+}
+
+func who(c net.Conn) (netip.AddrPort, error) {
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		return netip.AddrPort{}, err
+	}
+	if _, err := io.WriteString(c, "who am I?\n"); err != nil {
+		return netip.AddrPort{}, err
+	}
 	b := make([]byte, 100)
 	size, err := c.Read(b)
-	must(t, err)
-	return netip.MustParseAddrPort(string(b[:size]))
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	return netip.ParseAddrPort(string(b[:size]))
 }
 
 // sees holds that a server sees an address as the sender of datagrams and connections.
