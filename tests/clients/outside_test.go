@@ -406,7 +406,9 @@ func (o *outside) refusals() {
 		{"9090:80", "publish port 0.0.0.0:9090/tcp: " + process},
 		{"9000:80", "publish port 0.0.0.0:9000/tcp: " + process},
 	} {
-		o.sub(tt.publish, func(b *bed) { refusedByAll(b.node("edge-1"), []string{"lace.network=web", "lace.publish=" + tt.publish}, tt.want) })
+		o.sub(tt.publish, func(b *bed) {
+			refusedByAll(b.node("edge-1"), []string{"lace.network=web", "lace.publish=" + tt.publish}, tt.want)
+		})
 	}
 	for publish, want := range map[string]string{
 		"8080":            `lace.publish = "8080": names one port; write the node's and the container's, as in "8080:8080"`,
@@ -455,7 +457,9 @@ func (o *outside) withoutAgent() {
 	sum := o.www.in("sha256sum </www/file")
 	const slowly = "curl -g -sS -m 120 --limit-rate 1M "
 	out, in := make(chan string, 1), make(chan string, 1)
-	go func() { out <- n.try("sh", "-c", fmt.Sprintf("nsenter -t %s -n "+slowly+"-r 0-8388607 http://%s/file | wc -c", o.web.pid(), at(o.internet.v6, 8000))).out }()
+	go func() {
+		out <- n.try("sh", "-c", fmt.Sprintf("nsenter -t %s -n "+slowly+"-r 0-8388607 http://%s/file | wc -c", o.web.pid(), at(o.internet.v6, 8000))).out
+	}()
 	go func() { in <- world.try("sh", "-c", slowly+"http://192.0.2.1:8080/file | sha256sum").out }()
 	n.eventually("both downloads are on their way", func() error {
 		if c := n.count("--state", "established"); c.Flows < 2 {
