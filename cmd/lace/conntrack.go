@@ -315,10 +315,13 @@ func (t *tally) print(out io.Writer) error {
 // tracked names what a flow is about.
 func (n *names) tracked(c maps.Connection) *tracked {
 	from, to := n.endsOf(c.Flow)
-	if c.Underlay {
+	switch {
+	case c.Underlay:
 		from.Node = n.peer(c.Peer, c.Source)
-	} else {
+	case c.Way == maps.WayNode:
 		to.Node = n.peer(c.Peer, c.SID)
+	default:
+		c.SID = netip.Addr{} // where its peering would have it leave, had it not been for this node itself
 	}
 	t := &tracked{
 		Protocol: protocolName(c.Protocol), State: maps.FlowStateName(c.State), Src: c.Src.Addr(), Dst: c.Dst.Addr(),

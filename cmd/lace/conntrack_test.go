@@ -218,10 +218,11 @@ func putFlow(t *testing.T, table *ebpf.Map, protocol uint8, sport, dport, answer
 	if isICMP(protocol) {
 		back.Sport, back.Dport = k.Sport, wire(answerTo)
 	}
-	v := bpf.LaceFlow{Network: 100, Peer: 1, State: uint8(state), Line: 10, Packets: 2}
+	v := bpf.LaceFlow{Network: 100, Peer: 1, Way: uint8(maps.WayNode), State: uint8(state), Line: 10, Packets: 2}
 	if err := table.Put(k, v); err != nil {
 		t.Fatal(err)
 	}
+	v.Way = uint8(maps.WayContainer)
 	v.Flags = uint16(bpf.LaceFlowFlagsFLOW_REPLY | bpf.LaceFlowFlagsFLOW_UNDERLAY)
 	if err := table.Put(back, v); err != nil {
 		t.Fatal(err)

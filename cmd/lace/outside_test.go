@@ -64,10 +64,14 @@ func TestTracePrintsWhatIsOutside(t *testing.T) {
 		}, "passed  from_host        deliver   192.0.2.1:50000 > 10.40.1.7:80 tcp      host > web (backend)  topology.toml:31  84 bytes\n"},
 		"from the host to another node": {func(e *trace.Event) {
 			e.Ifindex, e.Outer, e.Network, e.To, e.Peer, e.SID, e.Rewrite = 3, trace.SideHost, hostsID, 100, 1, address("5f00:1ace:2:14:0:6400::"), trace.Rewrite{}
+			e.Way = uint8(maps.WayNode)
 		}, "host > edge-2 (backend)  topology.toml:31  SID 5f00:1ace:2:14:0:6400::  84 bytes\n"},
 		"from the host of another node": {func(e *trace.Event) {
 			e.Ifindex, e.Network, e.To, e.Output, e.Peer, e.SID, e.Rewrite = 2, hostsID, 100, 7, 1, address("5f00:1ace:1:14:0:6400::"), trace.Rewrite{}
 		}, "host of edge-2 > web (backend)  topology.toml:31  SID 5f00:1ace:1:14:0:6400::  84 bytes\n"},
+		"to the host, though its peering has it leave by another node": {func(e *trace.Event) {
+			e.Reason, e.To, e.Way, e.Rewrite, e.Peer, e.SID = bpf.LaceReasonREASON_TO_HOST, hostsID, uint8(maps.WayHost), trace.Rewrite{}, 1, address("5f00:1ace:2:14:e0:1::")
+		}, "  web (backend) > host  topology.toml:31  84 bytes\n"},
 		"to the host": {func(e *trace.Event) {
 			e.Reason, e.To, e.Way, e.Rewrite = bpf.LaceReasonREASON_TO_HOST, hostsID, uint8(maps.WayHost), trace.Rewrite{}
 		}, "passed  to_host          deliver   10.40.1.7:40000 > 198.51.100.7:443 tcp  web (backend) > host  topology.toml:31  84 bytes\n"},

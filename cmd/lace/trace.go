@@ -164,10 +164,13 @@ func (t *tracing) show(ev trace.Event) error {
 func (n *names) trace(e trace.Event) *traced {
 	n.lookFor(n.links[e.Ifindex] != "" && (e.Network == 0 || n.networks[e.Network] != ""))
 	from, to := n.between(e.Network, e.To, e.Ifindex, e.Output, e.Flow.Src, e.Flow.Dst)
-	if n.comesIn(e) {
+	switch {
+	case n.comesIn(e):
 		from.Node = n.peer(e.Peer, outerSource(e.Flow))
-	} else {
+	case maps.Way(e.Way) == maps.WayNode:
 		to.Node = n.peer(e.Peer, e.SID)
+	default:
+		e.SID = netip.Addr{} // where its peering would have it leave, had it not been for this node itself
 	}
 	t := &traced{
 		Time: e.Time, Node: n.node, Verdict: trace.VerdictName(e.Verdict), Reason: maps.ReasonName(e.Reason), Stage: trace.StageName(e.Stage),
