@@ -73,6 +73,9 @@ static __always_inline bool is_meant(const struct scan *scan, const struct flow_
 {
 	if (scan->network && scan->network != key->network && scan->network != flow->network)
 		return false;
+	if (flow->flags & FLOW_TRANSLATED &&
+	    (same_addr(&scan->addr, &flow->to.src) || same_addr(&scan->addr, &flow->to.dst)))
+		return true;
 	return is_unspecified(&scan->addr) || same_addr(&scan->addr, &key->src) || same_addr(&scan->addr, &key->dst);
 }
 
