@@ -224,7 +224,7 @@ func scribbled(t testing.TB) (left bpf.LaceContext) {
 func TestNothingIsLeft(t *testing.T) {
 	decidedByNoKernel(t)
 	var rows []row
-	for _, table := range append(segmentTables(), podRows(), uplinkRows(), errorRows(), gatewayRows(), ecnRows(), unknownRows(), unrelatedRows(), strangerFragmentRows()) {
+	for _, table := range append(segmentTables(), podRows(), uplinkRows(), errorRows(), gatewayRows(), ecnRows(), unknownRows(), unrelatedRows(), strangerFragmentRows(), outerRows()) {
 		for _, r := range table {
 			if r.prepare == nil && !strings.HasPrefix(r.program, "stage_") {
 				rows = append(rows, r)

@@ -377,5 +377,27 @@ func failedOutRows() []row {
 	clash.verdict, clash.reason, clash.network = shot, bpf.LaceReasonREASON_FLOW_CLASH, int(topology.HostsID)
 	missing := outerRow("no stage: enter", "outer", wan, open)
 	missing.prepare, missing.verdict, missing.reason, missing.network = emptyStages, shot, bpf.LaceReasonREASON_STAGE_MISSING, int(topology.OutsideID)
-	return []row{clash, missing}
+	full := row{name: "no port is left", prepare: withoutPorts, frame: fromA(udp(w.a, w.server, 900, 80, 9)), verdict: redirect, reason: bpf.LaceReasonREASON_PORTS_EXHAUSTED, check: toldContainer(podA, 13, 0)}
+	toHostRow := row{name: "to the host", frame: fromA(udp(w.a, w.own, 900, 53, 9)), verdict: redirect, reason: toHost, check: unchecked}
+	noChecksum := ip{src: w.a, dst: w.server, proto: protoUDP, body: []byte{0, 1, 0, 2, 0, 6}}
+	short := row{name: "no place for a checksum", frame: fromA(noChecksum), verdict: shot, reason: bpf.LaceReasonREASON_TRANSLATION_FAILED, check: unchecked}
+	rows := []row{clash, missing, full, toHostRow, short}
+	for i := range rows {
+		rows[i].opts.outside = true
+	}
+	return rows
+}
+
+// withoutPorts leaves no port of a small range for flows to the first server's port 80.
+func withoutPorts(n *node) {
+	n.t.Helper()
+	p := n.buildOutside()
+	p.Masquerade = topology.Masquerade{First: 20000, Last: 20255}
+	n.sync(p)
+	w := worlds[false]
+	n.exhaust(ordinary[1], w, at(w.server, 80))
+	for i := range uint16(300) { // tries are bounded: some may still be left
+		n.run(atPort(podA, udp(w.a, w.server, 5000+i, 80, 9)))
+		n.forget()
+	}
 }

@@ -335,3 +335,12 @@ func (n *node) age() {
 		n.edit(key, func(f *bpf.LaceFlow) { f.Looked -= 5 })
 	}
 }
+
+// routeTo leads to an address by the second interface.
+func routeTo(a netip.Addr, index int, w world) *netlink.Route {
+	via := "192.0.3.254"
+	if w.own.Is6() {
+		via = "2001:db8:3::fe"
+	}
+	return &netlink.Route{Dst: ipNet(netip.PrefixFrom(a, a.BitLen())), LinkIndex: index, Gw: net.ParseIP(via)}
+}

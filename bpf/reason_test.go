@@ -21,7 +21,7 @@ var byLife = []bpf.LaceReason{bpf.LaceReasonREASON_ENCAPSULATED, bpf.LaceReasonR
 // TestEveryReasonHasARow fails when a reason is added that no packet table shows.
 func TestEveryReasonHasARow(t *testing.T) {
 	shown := map[bpf.LaceReason]bool{}
-	for _, rows := range append(segmentTables(), podRows(), uplinkRows(), errorRows(), gatewayRows(), limitedRows(), ecnRows(), unknownRows()) {
+	for _, rows := range append(segmentTables(), podRows(), uplinkRows(), errorRows(), gatewayRows(), limitedRows(), ecnRows(), unknownRows(), outerRows()) {
 		for _, r := range rows {
 			shown[r.reason] = true
 			for _, also := range r.also {
@@ -38,7 +38,7 @@ func TestEveryReasonHasARow(t *testing.T) {
 
 // TestRowNames: two rows of a table with one name hide each other in the output.
 func TestRowNames(t *testing.T) {
-	for _, rows := range append(segmentTables(), podRows(), uplinkRows(), errorRows(), gatewayRows(), ecnRows(), unknownRows(), unrelatedRows(), strangerFragmentRows()) {
+	for _, rows := range append(segmentTables(), podRows(), uplinkRows(), errorRows(), gatewayRows(), ecnRows(), unknownRows(), unrelatedRows(), strangerFragmentRows(), outerRows()) {
 		seen := map[string]bool{}
 		for _, r := range rows {
 			if seen[r.name] {
