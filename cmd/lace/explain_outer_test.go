@@ -205,6 +205,18 @@ func TestExplainSaysWhatIsNotOutside(t *testing.T) {
 	}
 }
 
+// TestExplainOfAHostWithoutRoutes: what the host does not know the way to is refused, and its routes can be asked.
+func TestExplainOfAHostWithoutRoutes(t *testing.T) {
+	n := opened(t)
+	n.in(func() error {
+		return netlink.RouteDel(&netlink.Route{Gw: net.ParseIP("192.0.2.254")})
+	})
+	x := n.explained("--from web-1 --to 198.51.100.7:443/tcp")
+	if want := "the host's own routes decide: ip route get 198.51.100.7 from 10.40.1.10 iif lc-host"; x.Reason != "no_egress" || x.Next != want {
+		t.Errorf("%s %s, next %q", x.Verdict, x.Reason, x.Next)
+	}
+}
+
 // TestExplainReservesNoPort: what is asked aside takes no port, and leaves no flow and no count behind.
 func TestExplainReservesNoPort(t *testing.T) {
 	n := opened(t)

@@ -4,11 +4,17 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"net/netip"
+	"regexp"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/lace-net/lace/bpf"
+	"github.com/lace-net/lace/dataplane/hook"
 	"github.com/lace-net/lace/dataplane/maps"
 	"github.com/lace-net/lace/dataplane/trace"
 	"github.com/lace-net/lace/topology"
@@ -178,5 +184,51 @@ func TestFiltersKnowTranslatedFlows(t *testing.T) {
 		if got := tt.filter.takes(knownNames().trace(masqueraded())); got != tt.takes {
 			t.Errorf("%+v takes an event: %v", tt.filter, got)
 		}
+	}
+}
+
+// TestRealMasqueradeIsNamed: a container's datagram leaves, and trace, conntrack and explain tell of it by the same names.
+func TestRealMasqueradeIsNamed(t *testing.T) {
+	n := newEdge(t, openNetworks)
+	n.in(makeWayOut)
+	n.open()
+	web := n.container("web-1", "web", "10.40.1.10")
+	r, err := trace.Open(hook.PinDir(n.bpffs), n.path("trace.lock"))
+	must(t, err)
+	t.Cleanup(func() { r.Close() })
+	var who *names
+	n.in(func() (err error) {
+		s, err := agentSettings("trace", []string{"--config", n.path("lace.toml")})
+		if err == nil {
+			who, err = newNames(&env{}, s)
+		}
+		return err
+	})
+	t.Cleanup(who.close)
+	sent := make(chan error)
+	go func() {
+		runtime.LockOSThread() // as the thread ends in the container
+		sent <- sendUDP(web, "10.40.1.10:7777", "198.51.100.7:53")
+	}()
+	must(t, <-sent)
+
+	var out bytes.Buffer
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	tr := &tracing{filter: traceFilter{network: "internet", verdict: "passed"}, count: 1, names: who, out: &out}
+	if err := r.Each(ctx, tr.show); !errors.Is(err, errEnough) {
+		t.Fatalf("no event tells of it: %v", err)
+	}
+	told := regexp.MustCompile(`passed  egress +deliver +10\.40\.1\.10:7777 > 198\.51\.100\.7:53 udp +web-1 \(web\) > internet  as 192\.0\.2\.1:(\d+)  topology\.toml:30  `).FindStringSubmatch(out.String())
+	if told == nil {
+		t.Fatalf("it is told as\n%s", out.String())
+	}
+	listed, err := n.run(runConntrack, "--port "+told[1])
+	must(t, err)
+	if want := "10.40.1.10:7777 > 198.51.100.7:53     web-1 (web) > internet  as 192.0.2.1:" + told[1] + "  topology.toml:30\n"; !strings.HasSuffix(listed, want) {
+		t.Errorf("want %q in\n%s", want, listed)
+	}
+	if x := n.explained("--from web-1 --to 198.51.100.7:53/udp"); x.Flow == nil || x.Flow.SourcePort != 7777 || x.Flow.Packets != 1 {
+		t.Errorf("the open flow is explained as %+v", x.Flow)
 	}
 }
