@@ -36,7 +36,13 @@ type exchange struct {
 
 func startExchange(t *testing.T, from, to *container, at int) *exchange {
 	t.Helper()
-	e := &exchange{c: from.dialUDP(t, to.echoUDP(t, to.addresses()[at], "")), stop: make(chan struct{}), ended: make(chan error, 1)}
+	return startExchangeTo(t, from.namespace, to.echoUDP(t, to.addresses()[at], ""))
+}
+
+// startExchangeTo is startExchange to a server that sends everything back.
+func startExchangeTo(t *testing.T, from *namespace, server netip.AddrPort) *exchange {
+	t.Helper()
+	e := &exchange{c: from.dialUDP(t, server), stop: make(chan struct{}), ended: make(chan error, 1)}
 	until(t, "the first question is answered", func() bool { _, err := ask(e.c, []byte("first"), onePing); return err == nil })
 	go func() { e.ended <- e.run() }()
 	return e

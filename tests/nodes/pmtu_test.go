@@ -222,7 +222,13 @@ func checkAnswersLearn(t *testing.T, from *namespace, server *net.UDPConn, own, 
 // checkTracerouteFrom is a traceroute from outside.
 func checkTracerouteFrom(t *testing.T, from *namespace, to netip.Addr, hops ...netip.Addr) {
 	t.Helper()
-	errs := from.capture(t, "eth0")
+	checkTracerouteFromLink(t, from, "eth0", to, hops...)
+}
+
+// checkTracerouteFromLink is checkTracerouteFrom by an interface.
+func checkTracerouteFromLink(t *testing.T, from *namespace, link string, to netip.Addr, hops ...netip.Addr) {
+	t.Helper()
+	errs := from.capture(t, link)
 	for at, hop := range hops {
 		u := from.dialUDP(t, netip.AddrPortFrom(to, tracePort+uint16(at)))
 		setOption(t, u, to, unix.IP_TTL, unix.IPV6_UNICAST_HOPS, at+1)

@@ -60,6 +60,13 @@ func newShopFront(t *testing.T, tables string, ports ...string) *shopFront {
 	i := newInternet(t, bedOptions{nodes: 2, networks: appNetwork + otherNetworks + tables})
 	s := &shopFront{i, i.nodes[0].run(t, "web", "app", publish(append(ports, publishedPorts...)...))}
 	settle(t, s.web)
+	s.serve(t)
+	return s
+}
+
+// serve has the container listen at all that is published.
+func (s *shopFront) serve(t *testing.T) {
+	t.Helper()
 	for _, a := range s.web.addresses() {
 		s.web.tellTCP(t, netip.AddrPortFrom(a, 80))
 		s.web.tellUDP(t, netip.AddrPortFrom(a, 80))
@@ -67,7 +74,6 @@ func newShopFront(t *testing.T, tables string, ports ...string) *shopFront {
 		s.web.serveTCP(t, netip.AddrPortFrom(a, 82), func(c *net.TCPConn) { defer c.Close(); io.Copy(c, c) })
 		s.web.echoUDPAt(t, netip.AddrPortFrom(a, 82), "echo")
 	}
-	return s
 }
 
 // sold holds that who asks an address for the published ports gets to the container, which sees that as the sender.
