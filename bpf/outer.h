@@ -170,6 +170,13 @@ int host(struct __sk_buff *skb)
 	return reason ? drop(skb, reason) : take_outer(skb, ctx, flow);
 }
 
+/* Does the host send to a port that is a container's, as itself? */
+static __always_inline bool is_for_own_port(const struct context *ctx)
+{
+	return !check_opener(ctx) && (is_own_address(&ctx->key.src) || is_loopback(&ctx->key.src)) &&
+	       find_publication(ctx, &ctx->key.dst, ctx->key.dport);
+}
+
 /* What the host sends to itself, at a port that is a container's. */
 SEC("tc")
 int loopback(struct __sk_buff *skb)
@@ -183,7 +190,7 @@ int loopback(struct __sk_buff *skb)
 	if (!read_flow(skb, ctx, ETH_HLEN))
 		return PASS;
 	flow = find_outer_flow(ctx);
-	if (!flow && (check_opener(ctx) || !find_publication(ctx, &ctx->key.dst, ctx->key.dport)))
+	if (!flow && !is_for_own_port(ctx))
 		return PASS;
 	return take_outer(skb, ctx, flow);
 }
