@@ -95,6 +95,7 @@ func hostsOwnRows(w world) []row {
 			rows = append(rows, outerRow("pass at lo "+name, "loopback", loopDev, p))
 		}
 	}
+	rows = append(rows, outerRow("pass at lo to a port, from an address that is not the host's", "loopback", loopDev, segment(w.neighbour, w.own, 1000, 8080, "S", 1, 0, 0)))
 	for i := range rows {
 		rows[i].verdict = pass
 	}

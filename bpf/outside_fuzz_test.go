@@ -27,7 +27,7 @@ func outsideSeeds(n *node) (out []input) {
 			client, near, own := at(w.client, 40000), at(w.neighbour, 40000), at(w.own, 40000)
 			out = append(out, n.atOuter(s.ask(client, at(w.a, 80))), n.atOuter(s.ask(near, at(w.own, 8080))), n.atHost(s.ask(own, at(w.a, 80))),
 				n.atLoopback(s.ask(own, at(w.own, 8080))), atPort(podA, s.ask(at(w.a, 40000), at(w.server, 80))), atPort(podA, s.ask(at(w.a, 1), client)),
-				atPort(podX, s.ask(at(w.x, 1), at(w.own, 8080))), atPort(podD, s.reply(at(w.db, 80), near)), atPort(podX, s.ask(at(w.x, 1), client)))
+				atPort(podX, s.ask(at(w.x, 1), at(w.own, 8080))), atPort(podA, s.ask(at(w.a, 1), at(w.own, 22))), atPort(podA, s.reply(at(w.a, 80), own)), atPort(podD, s.reply(at(w.db, 80), near)), atPort(podX, s.ask(at(w.x, 1), client)))
 			carried := s.ask(at(w.far, 1), at(w.server, 80))
 			in := s.ask(at(w.client, 1), at(w.a, 80))
 			out = append(out, input{program: "uplink", dev: uplink, frame: fromUnderlay(outerOf(carried, backend, 2, internet, 0))},
