@@ -24,7 +24,7 @@ import (
 func (h *Handle) Remove() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return errors.Join(h.removeLinks(), h.removeRoutes(), h.removeNeighbours(), h.removeVRFRules())
+	return errors.Join(h.removeLinks(), h.removeRoutes(), h.removeNeighbours(), h.removeVRFRules(), h.removeDetours())
 }
 
 func (h *Handle) removeLinks() error {

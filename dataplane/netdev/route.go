@@ -125,14 +125,19 @@ func (c *conn) mainRoutes(family int) ([]netlink.Route, error) {
 func (a *applier) routes(p *plan.Plan) error {
 	locators, err := a.locatorRoutes(p)
 	hosts, hostErr := a.hostRoutes(p)
-	errs := []error{err, hostErr}
-	want := slices.Concat(locators, hosts, vrfDefaults(p, a.o.VRF))
+	around, ours, ruleErr := a.detours(p)
+	copies, copyErr := a.detourRoutes(around)
+	errs := []error{err, hostErr, ruleErr, copyErr}
+	want := slices.Concat(locators, hosts, vrfDefaults(p, a.o.VRF), copies)
 	sync := a.host.syncRoutes
 	if a.keep {
 		sync = a.host.setRoutes
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		errs = append(errs, sync(a.recorder, family, anyDevice, want))
+	}
+	if ruleErr == nil && (!a.keep || len(around) > 0) {
+		errs = append(errs, a.syncDetours(around, ours))
 	}
 	return errors.Join(errs...)
 }
