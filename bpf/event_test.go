@@ -38,6 +38,7 @@ func wantEvents(t testing.TB, got []bpf.LaceEvent, want ...bpf.LaceEvent) {
 			t.Error("an event without a time")
 		}
 		e.Time, e.Mtu = 0, 0
+		clear(e.Head[e.HeadLen:]) // what lay in the ring before
 		if e != want[i] {
 			t.Errorf("told\n%+v, want\n%+v", e, want[i])
 		}
