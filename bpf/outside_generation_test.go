@@ -52,6 +52,7 @@ func (n *node) established(s speech, w world) (from, to, seen netip.AddrPort) {
 // TestMasqueradeKeepsItsPort: another topology that lets a flow go on leaves it its port, whichever side speaks first, and whatever ports
 // new flows have; other lines are told of.
 func TestMasqueradeKeepsItsPort(t *testing.T) {
+	decidedByNoKernel(t)
 	n := newOutside(t)
 	eachSpeech(t, n, ordinary, func(t *testing.T, n *node, w world, s speech) {
 		for _, serverFirst := range []bool{false, true} {
@@ -84,6 +85,7 @@ func TestMasqueradeKeepsItsPort(t *testing.T) {
 // TestMasqueradeEnds: without the peering no packet of the flow goes on, whichever side speaks first; when it comes back a connection stays
 // ended, and others begin anew.
 func TestMasqueradeEnds(t *testing.T) {
+	decidedByNoKernel(t)
 	n := newOutside(t)
 	eachSpeech(t, n, ordinary, func(t *testing.T, n *node, w world, s speech) {
 		for _, serverFirst := range []bool{false, true} {
@@ -119,6 +121,7 @@ func TestMasqueradeEnds(t *testing.T) {
 
 // TestMasqueradeSwitched: a flow that is masqueraded from now on, or is no more, is another one.
 func TestMasqueradeSwitched(t *testing.T) {
+	decidedByNoKernel(t)
 	n := newOutside(t)
 	switched := func(to topology.NetworkID) func(p *plan.Plan) {
 		return func(p *plan.Plan) {
@@ -152,6 +155,7 @@ func TestMasqueradeSwitched(t *testing.T) {
 
 // TestPublicationMoves: the port is another container's now; who asked goes on with that one, and the first one is not heard any more.
 func TestPublicationMoves(t *testing.T) {
+	decidedByNoKernel(t)
 	n := newOutside(t)
 	eachSpeech(t, n, ordinary[:2], func(t *testing.T, n *node, w world, s speech) {
 		n = n.fresh(t)
@@ -179,6 +183,7 @@ func TestPublicationMoves(t *testing.T) {
 
 // TestPublicationGone: a port that is nobody's any more is the host's, also for a flow of before.
 func TestPublicationGone(t *testing.T) {
+	decidedByNoKernel(t)
 	n := newOutside(t)
 	eachSpeech(t, n, ordinary[:2], func(t *testing.T, n *node, w world, s speech) {
 		n = n.fresh(t)
@@ -201,6 +206,7 @@ func TestPublicationGone(t *testing.T) {
 
 // TestIngressEnds: what outsiders and hosts may no more ends, both ways; what a container opened to the host too.
 func TestIngressEnds(t *testing.T) {
+	decidedByNoKernel(t)
 	n := newOutside(t)
 	eachSpeech(t, n, ordinary[1:2], func(t *testing.T, n *node, w world, s speech) {
 		client, own, inside := at(w.client, 40000), at(w.own, 40000), at(w.a, 80)
@@ -230,6 +236,7 @@ func TestIngressEnds(t *testing.T) {
 
 // TestReclassified: an address that is in another external network now is judged by that.
 func TestReclassified(t *testing.T) {
+	decidedByNoKernel(t)
 	n := newOutside(t)
 	eachSpeech(t, n, ordinary[1:2], func(t *testing.T, n *node, w world, s speech) {
 		n = n.fresh(t)
@@ -263,6 +270,7 @@ func TestRoutesChange(t *testing.T) {
 
 // TestAddressGone: flows by an address that the host has no more are collected, and new ones have the other.
 func TestAddressGone(t *testing.T) {
+	decidedByNoKernel(t)
 	n := newOutside(t)
 	eachSpeech(t, n, ordinary, func(t *testing.T, n *node, w world, s speech) {
 		n = n.fresh(t)

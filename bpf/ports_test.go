@@ -116,6 +116,7 @@ func (n *node) exhaust(s speech, w world, to netip.AddrPort) map[uint16]netip.Ad
 // TestExhausted: where all ports are in use for a server, a new flow there is refused by name, and others are not; a connection that has
 // been closed for a while makes place, one that has just been does not.
 func TestExhausted(t *testing.T) {
+	decidedByNoKernel(t)
 	const first, size = 20000, 256
 	eachSpeech(t, ranged(t, first, first+size-1, 2000, nil), ordinary, func(t *testing.T, n *node, w world, s speech) {
 		to := at(w.server, 80)

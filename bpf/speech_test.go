@@ -37,6 +37,14 @@ var speeches = slices.Concat([]speech{
 // ordinary are one of each protocol.
 var ordinary = []speech{speeches[0], speeches[1], speeches[5]}
 
+// mostSpeeches are all kinds, or where processors are emulated one of each protocol: TestMasquerade has the others there.
+func mostSpeeches() []speech {
+	if emulated() {
+		return ordinary
+	}
+	return speeches
+}
+
 func speakTCP(from, to netip.AddrPort, answer bool) ip {
 	if answer {
 		return segment(from.Addr(), to.Addr(), from.Port(), to.Port(), "SA", 5000, 1001, 0)
