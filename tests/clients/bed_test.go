@@ -50,6 +50,16 @@ subnets = ["10.60.0.0/24"]
 block-size = { v4 = 29 }
 `
 
+// shipped is the text of a topology in conf/lab.
+func shipped(t *testing.T, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("../../conf/lab", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
 // bed is a lab that lives as long as the test that brought it up.
 type bed struct {
 	t        *testing.T

@@ -57,11 +57,7 @@ const hostFirewall = `table inet filter {
 func upOutside(t *testing.T) *outside {
 	t.Helper()
 	needPrograms(t, map[string]string{"curl": "curl", "nft": "nftables", "busybox": "busybox-static"})
-	data, err := os.ReadFile("../../conf/lab/internet.toml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	o := &outside{text: string(data), internet: ends{"198.51.100.1", "2001:db8:100::1"}, office: ends{"203.0.113.1", "2001:db8:200::1"}}
+	o := &outside{text: shipped(t, "internet.toml"), internet: ends{"198.51.100.1", "2001:db8:100::1"}, office: ends{"203.0.113.1", "2001:db8:200::1"}}
 	o.bed = up(t, o.text)
 	one, two := o.node("edge-1"), o.node("edge-2")
 	two.sh("nft -f %s && sysctl -q -w net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.eth0.rp_filter=1", o.file("firewall.nft", hostFirewall))
@@ -137,7 +133,7 @@ func (a asker) asks(at string) string {
 func (a asker) sees(at, want string) {
 	a.t.Helper()
 	if want == silent {
-		a.flags = append(a.flags, "--connect-timeout", "1")
+		a.flags = append(a.flags, "--connect-timeout", "0.5")
 	}
 	if got := a.asks(at); got != want && !(strings.HasPrefix(want, "curl") && strings.HasPrefix(got, want)) {
 		a.t.Errorf("%s asks %s as %q, want %q", a.name, at, got, want)
@@ -167,11 +163,7 @@ func TestOutside(t *testing.T) {
 // TestUninstallClosesTheOutside compares all that the kernel tells of a node with an outside before the first agent and after the last.
 func TestUninstallClosesTheOutside(t *testing.T) {
 	needPrograms(t, map[string]string{"curl": "curl"})
-	data, err := os.ReadFile("../../conf/lab/internet.toml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := up(t, string(data), "--no-agent")
+	b := up(t, shipped(t, "internet.toml"), "--no-agent")
 	n, world := b.node("edge-1"), b.node("internet").asker()
 	n.sh("ping -q -c 1 -W 5 192.0.2.254; ping -q -c 1 -W 5 fd00:a::2; nerdctl run --rm --net none --pull never %s true", image)
 	n.probed()

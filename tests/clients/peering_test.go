@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -36,11 +35,7 @@ var joined = map[[2]string]bool{
 func upPeered(t *testing.T) *peered {
 	t.Helper()
 	need(t)
-	data, err := os.ReadFile("../../conf/lab/peering.toml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &peered{text: string(data), sums: map[netip.Addr]string{}, networks: map[netip.Addr]string{}}
+	p := &peered{text: shipped(t, "peering.toml"), sums: map[netip.Addr]string{}, networks: map[netip.Addr]string{}}
 	p.bed = up(t, p.text)
 	for host, guests := range map[string][]**guest{
 		"edge-1": {&p.web1, &p.db1, &p.metrics1},

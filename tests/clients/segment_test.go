@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -30,11 +29,7 @@ func upSegment(t *testing.T) *segment {
 	t.Helper()
 	need(t)
 	needPrograms(t, map[string]string{"arping": "iputils-arping", "ndisc6": "ndisc6", "iperf3": "iperf3", "dnsmasq": "dnsmasq-base", "keepalived": "keepalived"})
-	data, err := os.ReadFile("../../conf/lab/mixed.toml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &segment{text: string(data)}
+	s := &segment{text: shipped(t, "mixed.toml")}
 	s.bed = up(t, s.text)
 	one, two, three := s.node("edge-1"), s.node("edge-2"), s.node("edge-3")
 	s.one, s.near = one.nerdctl("one", storage).direct(), one.nerdctl("near", storage).direct()
