@@ -14,8 +14,8 @@ static __always_inline bool may_leave(const union addr *addr)
 	__u32 v4 = bpf_ntohl(addr->be32[3]);
 
 	if (is_mapped_v4(addr))
-		return v4 >> 24 && v4 >> 24 != 127 && v4 >> 28 < 14;
-	return addr->u8[0] != 0xff && !is_link_local(addr) && !is_loopback(addr) && !is_unspecified(addr);
+		return v4 >> 24 && v4 >> 24 != 127 && v4 >> 28 != 15 && !is_multicast(addr);
+	return !is_multicast(addr) && !is_link_local(addr) && !is_loopback(addr) && !is_unspecified(addr);
 }
 
 /* To this node's own address, at a port that is a container's. */
@@ -48,6 +48,15 @@ static __always_inline enum reason exit_published(struct __sk_buff *skb, struct 
 	reason = find_endpoint(ctx, &ctx->rewrite.dst);
 	/* No port is taken for what does not go on. */
 	return !reason && !fits_local(skb, ctx) ? REASON_TOO_BIG : reason;
+}
+
+/* What is for this node goes to no other, whichever is named for the rest of the outside. */
+static __always_inline void forget_egress(struct context *ctx)
+{
+	if (ctx->underlay) /* then they are the sender's, and the one that it sent to */
+		return;
+	ctx->peer = 0;
+	__builtin_memset(&ctx->sid, 0, sizeof(ctx->sid));
 }
 
 /* To this node itself. */
@@ -111,7 +120,8 @@ static __always_inline enum reason exit_overlay(struct __sk_buff *skb, struct co
 	if (ctx->known && ctx->reply)
 		return exit_here(skb, ctx);
 	if (is_own_address(&ctx->key.dst)) {
-		publication = find_publication(ctx, &ctx->key.dst, ctx->key.dport);
+		forget_egress(ctx);
+		publication = find_published(ctx, &ctx->key.dst, ctx->key.dport);
 		return publication ? exit_published(skb, ctx, publication) : exit_to_host(ctx);
 	}
 	if (ctx->underlay || !ctx->peer)

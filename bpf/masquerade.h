@@ -9,6 +9,7 @@
 #include "exit.h"
 
 #define MASQUERADE_TRIES 128
+#define MASQUERADE_PATIENT 8 /* of which so many leave alone what closed less than a minute ago */
 
 struct search {
 	struct __sk_buff *skb;
@@ -16,6 +17,7 @@ struct search {
 	struct flow flow;
 	__u32 first; /* port */
 	__u32 range;
+	__u32 at; /* place in the range */
 	int reason;
 };
 
@@ -53,19 +55,20 @@ static __always_inline bool is_the_hosts(struct __sk_buff *skb, const struct con
 {
 	if (is_icmp(back))
 		return false;
-	return find_publication(ctx, &ctx->rewrite.src, ctx->rewrite.sport) || has_socket(skb, back, ctx->v4);
+	return find_published(ctx, &ctx->rewrite.src, ctx->rewrite.sport) || has_socket(skb, back, ctx->v4);
 }
 
-/* Try one. 1: the search is over. */
+/* Try one; the next one is at random: a walk in steps would miss what is free where others have ports in a pattern. 1: the search is over. */
 static long try_port(__u32 i, struct search *s)
 {
 	struct context *ctx = context();
-	__be16 port = bpf_htons(s->first + bpf_get_prandom_u32() % s->range);
+	__be16 port = bpf_htons(s->first + s->at);
 
 	if (!ctx) {
 		s->reason = REASON_CONNTRACK_FULL;
 		return 1;
 	}
+	s->at = bpf_get_prandom_u32() % s->range;
 	ctx->rewrite.sport = port;
 	if (is_icmp(&s->back))
 		s->back.sport = port;
@@ -73,7 +76,7 @@ static long try_port(__u32 i, struct search *s)
 		s->back.dport = port;
 	if (is_the_hosts(s->skb, ctx, &s->back))
 		return 0;
-	s->reason = claim(&s->back, &s->flow);
+	s->reason = claim(&s->back, &s->flow, i < MASQUERADE_PATIENT ? PLACE_KEPT : PLACE_KEPT_PRESSED);
 	if (s->reason == REASON_FLOW_CLASH) {
 		s->reason = REASON_PORTS_EXHAUSTED;
 		return 0;
@@ -81,7 +84,29 @@ static long try_port(__u32 i, struct search *s)
 	return 1;
 }
 
-/* Each try is at random: a walk in steps would miss what is free where others have ports in a pattern. */
+/*
+ * The port to try first. What opens again over a closed flow has its port, whose way back is to go with that. Else one follows from the container's
+ * own, so that a container which uses a port again meets a server that remembers it as it would without us.
+ */
+static __noinline int first_try(void)
+{
+	struct context *ctx = context();
+	struct flow *old = ctx ? find_flow(&ctx->key) : NULL;
+	void *table = flow_table();
+	struct flow_key back;
+	struct flow *there;
+	__be16 port;
+
+	if (!old || !table || !(old->flags & FLOW_TRANSLATED) || ctx->key.protocol != IPPROTO_TCP)
+		return ctx ? bpf_ntohs(ctx->key.sport) : 0;
+	port = old->to.sport;
+	opposite(&back, &ctx->key, old);
+	there = bpf_map_lookup_elem(table, &back);
+	if (there && leads_back(there, &ctx->key))
+		bpf_map_delete_elem(table, &back);
+	return bpf_ntohs(port);
+}
+
 static __always_inline enum reason choose_port(struct __sk_buff *skb, struct context *ctx, const struct config *cfg)
 {
 	struct search s = { .skb = skb, .reason = REASON_PORTS_EXHAUSTED, .first = cfg->first_port };
@@ -89,6 +114,7 @@ static __always_inline enum reason choose_port(struct __sk_buff *skb, struct con
 	s.range = cfg->last_port - cfg->first_port + 1;
 	if (!s.range || cfg->last_port < cfg->first_port)
 		return REASON_PORTS_EXHAUSTED;
+	s.at = (first_try() + 0x10000 * s.range - s.first) % s.range;
 	far_key(&s.back, ctx);
 	if (!begin_back(skb, &s.flow, ctx))
 		return REASON_NO_PORT;

@@ -111,9 +111,9 @@ static __always_inline bool is_for_container(const struct context *ctx)
 {
 	if (check_opener(ctx))
 		return false;
-	if (find_publication(ctx, &ctx->key.dst, ctx->key.dport))
-		return true;
-	return !is_own_address(&ctx->key.dst) && find_peering(ctx, NETWORK_OUTSIDE, &ctx->key.dst);
+	if (is_own_address(&ctx->key.dst))
+		return find_published(ctx, &ctx->key.dst, ctx->key.dport);
+	return find_peering(ctx, NETWORK_OUTSIDE, &ctx->key.dst);
 }
 
 static __always_inline int from_outside(struct __sk_buff *skb, __u32 l2)
@@ -158,6 +158,8 @@ int host(struct __sk_buff *skb)
 	pull(skb, ETH_HLEN + IP_HEADER_MAX + 20);
 	if (skb->protocol == bpf_htons(ETH_P_IP) ? !read_v4(skb, ctx, ETH_HLEN) : !read_v6(skb, ctx, ETH_HLEN))
 		return drop(skb, REASON_NOT_IP);
+	if (is_multicast(&ctx->key.dst)) /* every interface of a host is told about by it */
+		return drop(skb, REASON_MULTICAST);
 	if (!is_own_address(&ctx->key.src))
 		ctx->key.network = NETWORK_OUTSIDE;
 	reason = parse_flow(skb, ETH_HLEN, true);

@@ -60,8 +60,12 @@ static __always_inline bool is_open_from(struct context *ctx, __u32 from, const 
 /* Does the peering that has the longest match lead to the external network that has the longest match? */
 static __always_inline bool leads_to(const struct context *ctx, const struct peering *peering, const union addr *far)
 {
-	struct external *external = find_external(ctx, far);
+	struct config *cfg = node(ctx->generation);
+	struct external *external;
 
+	if (cfg && cfg->outside == 1) /* there is no other one */
+		return true;
+	external = find_external(ctx, far);
 	return external && external->network == peering->network;
 }
 

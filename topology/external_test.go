@@ -264,10 +264,10 @@ t.toml:26: network.out.host: an external network has none; leave it out: peering
 		"t.toml:13: network.backend.subnets[0]: fd00:a::/48 holds the underlay address fd00:a::1 of edge-1 (line 5), and hosts would look for it among the containers; choose another range, or leave host out"},
 
 	// masquerade
-	{"ports", masqueraded(`"all"`), `t.toml:15: masquerade.ports: "all" is no range of ports; write a range of ports, as "10000-32767"`},
+	{"ports", masqueraded(`"all"`), `t.toml:15: masquerade.ports: "all" is no range of ports; write a range of ports, as "4096-32767"`},
 	{"one port", masqueraded(`"10000"`), `"10000" is no range of ports`},
 	{"ports without end", masqueraded(`"10000-"`), `"10000-" is no range of ports`},
-	{"ports as a number", masqueraded(`10000`), `t.toml:15: masquerade.ports: is the integer 10000; write a range of ports, as "10000-32767"`},
+	{"ports as a number", masqueraded(`10000`), `t.toml:15: masquerade.ports: is the integer 10000; write a range of ports, as "4096-32767"`},
 	{"ports too high", masqueraded(`"10000-65536"`), `"10000-65536" is no range of ports`},
 	{"ports with a sign", masqueraded(`"+10000-20000"`), `"+10000-20000" is no range of ports`},
 	{"ports of services", masqueraded(`"1023-65535"`), `t.toml:15: masquerade.ports: 1023 is a port of services; begin at 1024 or above`},
@@ -326,7 +326,7 @@ func TestOuterAccepted(t *testing.T) {
 }
 
 func TestMasquerade(t *testing.T) {
-	if m := mustParse(t, base).Masquerade; m != DefaultMasquerade() || m.String() != "10000-32767" {
+	if m := mustParse(t, base).Masquerade; m != DefaultMasquerade() || m.String() != "4096-32767" {
 		t.Errorf("by default %s", m)
 	}
 	if m := mustParse(t, base+"[masquerade]\n").Masquerade; m != DefaultMasquerade() {

@@ -15,7 +15,7 @@ const (
 )
 
 // DefaultMasquerade is what holds where the file says nothing: the ports below those that Linux gives to its own sockets.
-func DefaultMasquerade() Masquerade { return Masquerade{First: 10000, Last: 32767} }
+func DefaultMasquerade() Masquerade { return Masquerade{First: 4096, Last: 32767} }
 
 // String is the range as the file has it.
 func (m Masquerade) String() string { return fmt.Sprintf("%d-%d", m.First, m.Last) }

@@ -74,7 +74,7 @@ type (
 		Egress        *string `toml:"egress" want:"the name of the node that packets leave by, as \"edge-1\""`
 	}
 	rawMasquerade struct {
-		Ports portRange `toml:"ports" want:"a range of ports, as \"10000-32767\""`
+		Ports portRange `toml:"ports" want:"a range of ports, as \"4096-32767\""`
 	}
 	rawConntrack struct {
 		Max            *int64 `toml:"max" want:"a number of flows from 1024 to 4194304"`

@@ -390,19 +390,37 @@ static __always_inline void far_key(struct flow_key *to, const struct context *c
 	turn(to, &key, ctx->network);
 }
 
-/* May a flow that is known as closed make place for another? Its ends have said all that they had to say. */
-static __always_inline bool makes_place(const struct flow *flow, const struct flow_key *key)
+/*
+ * Ticks that a closed flow keeps its place against others: its ends have said all that they had to say, but the one that closed first still waits
+ * for what may be on its way, and takes another's SYN for that (TIME_WAIT, 60 s).
+ */
+#define PLACE_KEPT 56
+#define PLACE_KEPT_PRESSED 1
+
+static __always_inline bool makes_place(const struct flow *flow, const struct flow_key *key, __u32 kept)
 {
 	return flow->state == FLOW_CLOSED && key->protocol == IPPROTO_TCP && !(flow->flags & FLOW_ENDED) &&
-	       tick() - flow->seen > 1;
+	       tick() - flow->seen > kept;
+}
+
+/*
+ * Is the entry's way on that to the entry of this key, which it was found by? Where it is translated it may be another flow's by now. Only asked about
+ * TCP, of which ports turn round.
+ */
+static __always_inline bool leads_back(const struct flow *flow, const struct flow_key *to)
+{
+	if (!(flow->flags & FLOW_TRANSLATED))
+		return true;
+	return same_addr(&flow->to.src, &to->dst) && same_addr(&flow->to.dst, &to->src) &&
+	       flow->to.sport == to->dport && flow->to.dport == to->sport;
 }
 
 /*
  * Write the entry of the way back of a flow that comes from outside or is translated: its key may be another flow's, which is not
- * to be lost. What closed a while ago makes place; so does an earlier flow of the same packets. 0, or the reason why not. A function of its
- * own, as keys take much of the stack.
+ * to be lost. What closed a while ago makes place; so does an earlier flow of the same packets. kept: ticks that are a while. 0, or the reason why
+ * not. A function of its own, as keys take much of the stack.
  */
-static __noinline int claim(const struct flow_key *back, const struct flow *flow)
+static __noinline int claim(const struct flow_key *back, const struct flow *flow, __u32 kept)
 {
 	struct context *ctx = context();
 	void *table = flow_table();
@@ -418,9 +436,11 @@ static __noinline int claim(const struct flow_key *back, const struct flow *flow
 		return REASON_CONNTRACK_FULL;
 	opposite(&theirs, back, old);
 	if (!same_key(&theirs, &ctx->key)) {
-		if (!makes_place(old, back))
+		if (!makes_place(old, back, kept))
 			return REASON_FLOW_CLASH;
-		bpf_map_delete_elem(table, &theirs);
+		old = bpf_map_lookup_elem(table, &theirs);
+		if (old && leads_back(old, back))
+			bpf_map_delete_elem(table, &theirs);
 	}
 	return bpf_map_update_elem(table, back, flow, BPF_ANY) ? REASON_CONNTRACK_FULL : 0;
 }
@@ -439,7 +459,7 @@ static __noinline int commit_back(struct __sk_buff *skb, const struct flow_key *
 	if (ctx->known)
 		keep(&flow, back);
 	else if (ctx->outside.side || ctx->outside.translated)
-		return claim(back, &flow);
+		return claim(back, &flow, PLACE_KEPT_PRESSED);
 	return bpf_map_update_elem(table, back, &flow, BPF_ANY) ? REASON_CONNTRACK_FULL : 0;
 }
 

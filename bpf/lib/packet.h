@@ -325,6 +325,13 @@ static __always_inline bool is_mapped_v4(const union addr *addr)
 	return !(addr->be32[0] | addr->be32[1]) && addr->be32[2] == bpf_htonl(0xffff);
 }
 
+static __always_inline bool is_multicast(const union addr *addr)
+{
+	if (is_mapped_v4(addr))
+		return (addr->be32[3] & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000);
+	return addr->u8[0] == 0xff;
+}
+
 static __always_inline __be64 first_half(const union addr *addr)
 {
 	__be64 half;

@@ -12,23 +12,29 @@ static __always_inline bool is_loopback(const union addr *addr)
 	return !(addr->be32[0] | addr->be32[1] | addr->be32[2]) && addr->be32[3] == bpf_htonl(1);
 }
 
-/* For whom is a port of that address published? Not asked about ports of addresses that are not this node's. */
-static __always_inline struct publication *find_publication(const struct context *ctx, const union addr *addr,
-							    __be16 port)
+/* For whom is a port of that address published? It is one of this node. */
+static __always_inline struct publication *find_published(const struct context *ctx, const union addr *addr,
+							  __be16 port)
 {
 	struct publication_key key = {
 		.slot = SLOT(ctx->generation), .addr = *addr, .port = port, .protocol = ctx->key.protocol, .v4 = ctx->v4
 	};
 	struct publication *publication;
 
-	if ((key.protocol != IPPROTO_TCP && key.protocol != IPPROTO_UDP) ||
-	    !(is_own_address(addr) || is_loopback(addr)))
+	if (key.protocol != IPPROTO_TCP && key.protocol != IPPROTO_UDP)
 		return NULL;
 	publication = bpf_map_lookup_elem(&published, &key);
 	if (publication)
 		return publication;
 	__builtin_memset(&key.addr, 0, sizeof(key.addr));
 	return bpf_map_lookup_elem(&published, &key);
+}
+
+/* The same of any address. */
+static __always_inline struct publication *find_publication(const struct context *ctx, const union addr *addr,
+							    __be16 port)
+{
+	return is_own_address(addr) || is_loopback(addr) ? find_published(ctx, addr, port) : NULL;
 }
 
 /* The packet goes to the container instead; who sent it stays. */

@@ -302,7 +302,7 @@ struct config {
 	__u8 vrf;    /* the gateway's address is on the bridge: hand up what is for it */
 	__u8 l2_gso; /* enum l2_gso */
 	struct mac gateway;
-	__u8 outside; /* there are external networks */
+	__u8 outside; /* how many external networks there are, at most 255 */
 	__u8 pad;
 	__u32 segmenter;  /* host interface that cuts GSO frames; 0: there is none */
 	__u16 first_port; /* of those that containers are masqueraded with, in host order */

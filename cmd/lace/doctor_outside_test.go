@@ -49,15 +49,15 @@ func TestDoctorExaminesTheOutside(t *testing.T) {
 	}
 	n.set("ipv4/ip_local_port_range", "32768 60999")
 	expect("all is well", "ok host and outside: lc-host is there", "ok ways out: up0 (as 192.0.2.1, fd00:a::1), out0 (as 192.0.2.1, fd00:a::1)\n",
-		"ok masquerade ports: 10000-32767, outside of the host's own 32768-60999\n", "ok rp_filter: all ",
+		"ok masquerade ports: 4096-32767, outside of the host's own 32768-60999\n", "ok rp_filter: all ",
 		"ok sysctls: net.ipv4.conf.lc-host.forwarding=1 net.ipv6.conf.lc-host.forwarding=1 net.ipv6.conf.lc-host.accept_ra=0 net.ipv4.conf.lo.accept_local=1 net.ipv4.conf.lo.route_localnet=1; `lace uninstall` undoes them")
 	if out := n.examined(); strings.Contains(out, "MISSING") {
 		t.Errorf("something is missing in\n%s", out)
 	}
 	n.set("ipv4/ip_local_port_range", "20000 60999")
-	expect("the ports overlap", "MISSING masquerade ports: 10000-32767 overlaps the ports 20000-60999", "net.ipv4.ip_local_reserved_ports=10000-32767")
-	n.set("ipv4/ip_local_reserved_ports", "10000-32767")
-	expect("they are reserved", "ok masquerade ports: 10000-32767, which the host's own sockets leave free\n")
+	expect("the ports overlap", "MISSING masquerade ports: 4096-32767 overlaps the ports 20000-60999", "net.ipv4.ip_local_reserved_ports=4096-32767")
+	n.set("ipv4/ip_local_reserved_ports", "4096-32767")
+	expect("they are reserved", "ok masquerade ports: 4096-32767, which the host's own sockets leave free\n")
 	n.set("ipv4/conf/lo/route_localnet", "0")
 	n.set("ipv4/conf/lc-host/forwarding", "0")
 	expect("a setting was set back", "MISSING sysctls: somebody has set back what the agent needs: sysctl -w net.ipv4.conf.lc-host.forwarding=1 net.ipv4.conf.lo.route_localnet=1\n")

@@ -26,7 +26,7 @@ func TestStatusOfTheOutside(t *testing.T) {
 		"\nHOST     IPV4       IPV6       REACHES\nlc-host  192.0.2.1  fd00:a::1  [10.40.0.0/16 fd40::/48]\n",
 		"[0.0.0.0/0]       web masqueraded, db masqueraded by edge-2, backup  -\n",
 		"[203.0.113.0/24]  -                                                  web\n",
-		"\nWAY OUT  AS IPV4    AS IPV6    PORTS\n", "\nout0     192.0.2.1  fd00:a::1  10000-32767\n",
+		"\nWAY OUT  AS IPV4    AS IPV6    PORTS\n", "\nout0     192.0.2.1  fd00:a::1  4096-32767\n",
 		"\nPUBLISHED         PORT  CONTAINER  NETWORK\n192.0.2.1:53/udp  5353  web-3      web\n8080/tcp          80    web-1      web\n",
 	} {
 		if !strings.Contains(out, want) {

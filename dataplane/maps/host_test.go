@@ -114,7 +114,7 @@ func TestOutsideRows(t *testing.T) {
 	if row, ok, err := m.Peerings.Get(k); err != nil || !ok || row.Flags != 3 || row.Peer != 1 || row.Sid.U8 != sid.As16() || row.Line != 50 {
 		t.Errorf("the peering is %+v, %v, %v", row, ok, err)
 	}
-	for _, step := range []struct{ first, last, wantFirst, wantLast uint16 }{{0, 0, 10000, 32767}, {2000, 3000, 2000, 3000}} {
+	for _, step := range []struct{ first, last, wantFirst, wantLast uint16 }{{0, 0, 4096, 32767}, {2000, 3000, 2000, 3000}} {
 		p.Masquerade.First, p.Masquerade.Last = step.first, step.last
 		g := m.sync(t, p).Generation
 		config, err := m.readConfig(SlotOf(g))

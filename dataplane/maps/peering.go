@@ -64,15 +64,10 @@ func externalRows(p *plan.Plan, s Slot) map[bpf.LaceExternalKey]bpf.LaceExternal
 	return rows
 }
 
-// Ports to masquerade with where a plan says nothing: those below Linux' ephemeral ones.
-const (
-	firstMasquerade = 10000
-	lastMasquerade  = 32767
-)
-
+// masqueradePorts are the default ones where a plan says nothing.
 func masqueradePorts(m topology.Masquerade) (first, last uint16) {
 	if m == (topology.Masquerade{}) {
-		return firstMasquerade, lastMasquerade
+		m = topology.DefaultMasquerade()
 	}
 	return m.First, m.Last
 }

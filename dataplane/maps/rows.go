@@ -237,9 +237,7 @@ func (w *wanted) configRow() bpf.LaceConfig {
 		c.L2Gso = uint8(bpf.LaceL2GsoL2GSO_SEGMENT)
 	}
 	c.Gateway.U8 = plan.GatewayMAC
-	if len(p.Externals) > 0 {
-		c.Outside = 1
-	}
+	c.Outside = uint8(min(len(p.Externals), 255))
 	c.FirstPort, c.LastPort = masqueradePorts(p.Masquerade)
 	return c
 }
