@@ -225,16 +225,27 @@ func closedHostRows(w world) []row {
 		return r
 	}
 	syn := func(from, to netip.Addr, port uint16) ip { return segment(from, to, 1000, port, "S", 1, 0, 0) }
+	many := outerRow("closed to the host: what it tells everybody by each of its interfaces", "host", hostPeer, udp(w.own, manyOf(w), 1, 5353, 9))
+	many.verdict, many.reason, many.network = shot, bpf.LaceReasonREASON_MULTICAST, int(topology.HostsID)
 	closed := outerRow("closed to the host: a network without host", "host", hostPeer, syn(w.own, w.db, 80))
 	noRoute := outerRow("closed to the host: no container's address", "host", hostPeer, syn(w.own, w.server, 80))
 	lo := outerRow("closed to the host: by an address in no external network", "loopback", loopDev, syn(w.own2, w.own2, 8080))
 	through := outerRow("closed to who comes through the host", "host", hostPeer, syn(w.server, w.a, 80))
 	link := outerRow("closed to the host: from an address in no external network", "host", hostPeer, syn(w.stranger, w.a, 80))
 	return []row{
+		many,
 		told(closed, bpf.LaceReasonREASON_NO_ROUTE, int(topology.HostsID)), told(noRoute, bpf.LaceReasonREASON_NO_ROUTE, int(topology.HostsID)),
 		told(lo, bpf.LaceReasonREASON_NO_PEERING, int(topology.HostsID)), told(through, bpf.LaceReasonREASON_NO_PEERING, int(internet)),
 		told(link, bpf.LaceReasonREASON_NO_EXTERNAL, int(topology.OutsideID)),
 	}
+}
+
+// manyOf is a multicast address.
+func manyOf(w world) netip.Addr {
+	if w.own.Is6() {
+		return ipOf("ff02::fb")
+	}
+	return ipOf("224.0.0.251")
 }
 
 func destination(frame []byte) netip.Addr {

@@ -43,6 +43,7 @@ func outsideSeeds(n *node) (out []input) {
 // FuzzOutside throws arbitrary packets at the programs of a node with an outside, after others. Whatever comes: what is the host's own
 // is left as it is, no packet reaches a container that nobody lets in, and nothing leaves without a peering.
 func FuzzOutside(f *testing.F) {
+	decidedByNoKernel(f)
 	n := newOutside(f)
 	for i, in := range outsideSeeds(n) {
 		entry := slices.IndexFunc(outsideEntries, func(e struct {

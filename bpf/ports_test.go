@@ -284,3 +284,27 @@ func TestRawWithoutNeighbour(t *testing.T) {
 		toldContainer(podA, 4, linkMTU)(t, n, r, fromA(p))
 	})
 }
+
+// TestPortUsedAgain: a connection over a closed one, between the same ends, has the port of that one, so that the server may know it by its
+// numbers; both entries are the new one's, and none is left of the old.
+func TestPortUsedAgain(t *testing.T) {
+	decidedByNoKernel(t)
+	eachSpeech(t, newOutside(t), ordinary[:1], func(t *testing.T, n *node, w world, s speech) {
+		from, to, seen := n.established(s, w)
+		for round := range 5 {
+			n.closeAll(uint32(round * 3))
+			if again := n.masqueraded(s, podA, from, to, w.own, wan); again != seen {
+				t.Errorf("round %d: the port is %d, and was %d", round, again.Port(), seen.Port())
+			}
+			n.wantIn(n.run(n.atOuter(s.reply(to, seen))), ingress, podA, afterHop(s.reply(to, from)))
+			if flows := n.flows(); len(flows) != 2 {
+				t.Errorf("round %d: %d entries", round, len(flows))
+			}
+			for key, flow := range n.flows() {
+				if flow.Packets != 1 && flow.Packets != 0 || flow.State != uint8(bpf.LaceFlowStateFLOW_ANSWERED) {
+					t.Errorf("round %d: %s has %d packets, state %d", round, keyText(key), flow.Packets, flow.State)
+				}
+			}
+		}
+	})
+}

@@ -104,7 +104,7 @@ func emulated() bool { return os.Getenv("LACE_VM") != "" }
 
 // decidedByNoKernel skips, where processors are emulated, long tables about what the programs make of packets: the kernel has no
 // part in that once the verifier has let them in.
-func decidedByNoKernel(t *testing.T) {
+func decidedByNoKernel(t testing.TB) {
 	t.Helper()
 	if emulated() {
 		t.Skip("takes minutes where processors are emulated: run it on the machine itself, without LACE_VM")
