@@ -37,6 +37,13 @@ static __always_inline int send_out_anew(struct __sk_buff *skb, struct context *
 	return send_out(skb, ctx, counter, false, true);
 }
 
+/* On the flow's way, whose route may have to be asked for again. */
+static __always_inline int send_resumed(struct __sk_buff *skb, struct context *ctx, struct flow *flow)
+{
+	return flow->way == WAY_OUT && flow->looked != tick() ? send_out_anew(skb, ctx, flow)
+							      : send_way(skb, ctx, flow);
+}
+
 SEC("tc")
 int stage_egress(struct __sk_buff *skb)
 {
@@ -51,9 +58,7 @@ int stage_egress(struct __sk_buff *skb)
 		return drop(skb, reason);
 	if (is_to_be_related(ctx))
 		return go_to(skb, STAGE_RELATED);
-	if (flow->way == WAY_OUT && flow->looked != tick())
-		return send_out_anew(skb, ctx, flow);
-	return send_way(skb, ctx, flow);
+	return send_resumed(skb, ctx, flow);
 }
 
 /* What the error quotes went the other way, so there everything is the other way round. */
@@ -121,7 +126,5 @@ int stage_related(struct __sk_buff *skb)
 	if (!rewrite_quote(skb, ctx) || !rewrite_error(skb, ctx))
 		return drop(skb, REASON_TRANSLATION_FAILED);
 	ctx->outside.related = 1;
-	if (flow->way == WAY_OUT && flow->looked != tick())
-		return send_out_anew(skb, ctx, flow);
-	return send_way(skb, ctx, flow);
+	return send_resumed(skb, ctx, flow);
 }

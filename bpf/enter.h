@@ -68,12 +68,7 @@ static __always_inline enum reason find_place(struct context *ctx)
 	ctx->outside.way = WAY_CONTAINER;
 	if (block->flags & BLOCK_LOCAL)
 		return find_endpoint(ctx, &ctx->rewrite.dst);
-	if (ctx->ifindex) /* it was a container's here */
-		ctx->known = 0;
-	ctx->outside.way = WAY_NODE;
-	ctx->ifindex = 0;
-	ctx->peer = block->peer;
-	ctx->sid = block->sid;
+	route_to_node(ctx, block, ctx->ifindex);
 	return REASON_NONE;
 }
 

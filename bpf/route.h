@@ -199,6 +199,17 @@ static __always_inline struct block *find_peered(struct context *ctx, const stru
 	return other ? find_block(ctx, peering->network, other, &ctx->key.dst, ctx->v4) : NULL;
 }
 
+/* To the node that has the block. before: the flow went to a container here, at that interface. */
+static __always_inline void route_to_node(struct context *ctx, const struct block *block, __u32 before)
+{
+	if (before)
+		ctx->known = 0;
+	ctx->outside.way = WAY_NODE;
+	ctx->ifindex = 0;
+	ctx->peer = block->peer;
+	ctx->sid = block->sid;
+}
+
 static __always_inline enum reason route_new(struct context *ctx, const struct network *own)
 {
 	struct block *block = find_block(ctx, ctx->key.network, own, &ctx->key.dst, ctx->v4);
@@ -226,12 +237,7 @@ static __always_inline enum reason route_new(struct context *ctx, const struct n
 		return find_endpoint(ctx, &ctx->key.dst);
 	if (block->flags & BLOCK_FRAMES)
 		return REASON_NO_ROUTE;
-	if (before) /* it was a container's here */
-		ctx->known = 0;
-	ctx->outside.way = WAY_NODE;
-	ctx->ifindex = 0;
-	ctx->peer = block->peer;
-	ctx->sid = block->sid;
+	route_to_node(ctx, block, before);
 	return REASON_NONE;
 }
 

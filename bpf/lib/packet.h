@@ -347,6 +347,15 @@ static __always_inline __u16 fold(__u32 sum)
 	return ~sum;
 }
 
+/* The same of a sum of 32-bit words. */
+static __always_inline __u16 fold_sum(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return fold(sum);
+}
+
 /* One less in the TTL; the checksum follows by RFC 1624. */
 static __always_inline void decrement_ttl(struct iphdr *ip)
 {
@@ -421,6 +430,21 @@ static __always_inline bool load(struct __sk_buff *skb, __u64 offset, void *to, 
 		}
 	}
 	return !bpf_skb_load_bytes(skb, offset, to, len);
+}
+
+/* Write them, in the same way; the checksums are the caller's. */
+static __always_inline bool store(struct __sk_buff *skb, __u64 offset, const void *from, __u32 len)
+{
+	asm volatile("" : "+r"(offset));
+	if (offset < 256) {
+		void *to = packet_start(skb) + offset;
+
+		if (to + len <= packet_end(skb)) {
+			__builtin_memcpy(to, from, len);
+			return true;
+		}
+	}
+	return !bpf_skb_store_bytes(skb, offset, from, len, 0);
 }
 
 static __always_inline __u8 traffic_class(const struct ipv6hdr *ip)

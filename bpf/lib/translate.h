@@ -56,9 +56,9 @@ static __always_inline bool rewrite_v4(struct __sk_buff *skb, __u32 offset, cons
 	    !load(skb, offset + offsetof(struct iphdr, check), &check, sizeof(check)))
 		return false;
 	*sum = bpf_csum_diff((void *)&old, sizeof(old), (void *)&new, sizeof(new), 0);
-	check = fold(bpf_csum_diff((void *)&old, sizeof(old), (void *)&new, sizeof(new), (__u16)~check));
-	return !bpf_skb_store_bytes(skb, offset + offsetof(struct iphdr, check), &check, sizeof(check), 0) &&
-	       !bpf_skb_store_bytes(skb, offset + offsetof(struct iphdr, saddr), &new, sizeof(new), 0);
+	check = fold_sum(*sum + (__u16)~check);
+	return store(skb, offset + offsetof(struct iphdr, check), &check, sizeof(check)) &&
+	       store(skb, offset + offsetof(struct iphdr, saddr), &new, sizeof(new));
 }
 
 static __always_inline bool rewrite_v6(struct __sk_buff *skb, __u32 offset, const union addr *src,
@@ -69,7 +69,7 @@ static __always_inline bool rewrite_v6(struct __sk_buff *skb, __u32 offset, cons
 	if (!load(skb, offset + offsetof(struct ipv6hdr, saddr), &old, sizeof(old)))
 		return false;
 	*sum = bpf_csum_diff((void *)&old, sizeof(old), (void *)&new, sizeof(new), 0);
-	return !bpf_skb_store_bytes(skb, offset + offsetof(struct ipv6hdr, saddr), &new, sizeof(new), 0);
+	return store(skb, offset + offsetof(struct ipv6hdr, saddr), &new, sizeof(new));
 }
 
 static __always_inline bool rewrite_addresses(struct __sk_buff *skb, bool v4, __u32 offset, const union addr *src,
@@ -92,7 +92,7 @@ static __always_inline bool rewrite_ports(struct __sk_buff *skb, __u32 offset, _
 	if (from == to)
 		return true;
 	return !bpf_l4_csum_replace(skb, check, from, to, flags | sizeof(from)) &&
-	       !bpf_skb_store_bytes(skb, offset, &new, sizeof(new), 0);
+	       store(skb, offset, &new, sizeof(new));
 }
 
 /* The identifier of an ICMP query at offset. */
@@ -105,7 +105,7 @@ static __always_inline bool rewrite_id(struct __sk_buff *skb, __u32 offset, __u3
 	if (old == new)
 		return true;
 	return !bpf_l4_csum_replace(skb, check, old, new, sizeof(old)) &&
-	       !bpf_skb_store_bytes(skb, offset + ICMP_ID, &new, sizeof(new), 0);
+	       store(skb, offset + ICMP_ID, &new, sizeof(new));
 }
 
 /* The transport header. sum: what the addresses changed by. */
