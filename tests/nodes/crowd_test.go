@@ -13,22 +13,21 @@ import (
 	"time"
 
 	"github.com/lace-net/lace/dataplane/plan"
+	"github.com/lace-net/lace/topology"
 )
 
-// crowd is how many containers use one port of the server at once, and with how many connections each.
-func crowd() (containers, connections int) {
-	if inVM {
-		return 3, 20
-	}
-	return 20, 200
-}
+// A crowd is so many containers that use one port of the server at once, each with so many connections.
+const crowd, connections = 20, 200
 
 // TestCrowd has many containers use one port of the server at once, while the host itself uses it too, from ports that containers are masqueraded
 // with: everybody has a port of his own there, and gets his own answers.
 func TestCrowd(t *testing.T) {
+	notEmulated(t)
 	i := newInternet(t, bedOptions{nodes: 1, networks: appNetwork + masqueraded})
 	n := i.nodes[0]
-	containers, connections := crowd()
+	top, err := topology.Parse("topology.toml", []byte(i.topology))
+	must(t, err)
+	ports := top.Masquerade
 	for v, server := range serverAddresses {
 		t.Run(family(server), func(t *testing.T) {
 			at := i.server.tellTCP(t, netip.AddrPortFrom(server, 0))
@@ -39,7 +38,7 @@ func TestCrowd(t *testing.T) {
 				own = append(own, n.dialOwn(t, at, netip.AddrPortFrom(host.Addr(), uint16(10007+k*400))))
 			}
 			var all sync.WaitGroup
-			for k := range containers {
+			for k := range crowd {
 				c := n.run(t, fmt.Sprint(family(server), k), "app")
 				settle(t, c)
 				all.Go(func() { seen.enter(t, c, at, connections) })
@@ -51,12 +50,12 @@ func TestCrowd(t *testing.T) {
 				}
 				seen.note(t, netip.MustParseAddrPort(c.LocalAddr().String()), "the host")
 			}
-			if want := containers*connections + len(own); len(seen.ends) != want {
+			if want := crowd*connections + len(own); len(seen.ends) != want {
 				t.Errorf("%d ends at once, want %d", len(seen.ends), want)
 			}
 			for end := range seen.ends {
-				if end.Addr() != host.Addr() || end.Port() < 10000 || end.Port() > 32767 {
-					t.Fatalf("the server sees %s", end)
+				if end.Addr() != host.Addr() || end.Port() < ports.First || end.Port() > ports.Last {
+					t.Fatalf("the server sees %s of %s", end, seen.ends[end])
 				}
 			}
 		})
@@ -79,8 +78,8 @@ func (s *census) note(t *testing.T, end netip.AddrPort, who string) {
 }
 
 // enter opens connections from a container, which stay until the end of the test.
-func (s *census) enter(t *testing.T, c *container, at netip.AddrPort, connections int) {
-	for k := range connections {
+func (s *census) enter(t *testing.T, c *container, at netip.AddrPort, count int) {
+	for k := range count {
 		conn, err := c.dialTCP(t, at, nil)
 		if err != nil {
 			t.Errorf("connection %d of %s: %v", k, c.name, err)
@@ -112,6 +111,7 @@ func (n *namespace) dialOwn(t *testing.T, to, from netip.AddrPort) net.Conn {
 // TestPortsOfTheHost gives containers few ports, of which the host's processes have every second one: theirs are never taken, and when none is left
 // a flow is refused by name.
 func TestPortsOfTheHost(t *testing.T) {
+	notEmulated(t)
 	i := newInternet(t, bedOptions{nodes: 1, networks: appNetwork + masqueraded, more: "[masquerade]\nports = \"20000-20255\"\n"})
 	n := i.nodes[0]
 	c := n.run(t, "c", "app")

@@ -31,6 +31,7 @@ egress = "n1"
 func TestEgressNode(t *testing.T) {
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
+			t.Parallel()
 			i := newInternet(t, bedOptions{nodes: 2, srh: form.srh, networks: appNetwork + byTheFirst})
 			c, near := i.nodes[1].run(t, "c", "app"), i.nodes[0].run(t, "near", "app")
 			settle(t, c, near)
@@ -90,6 +91,8 @@ func checkErrorsOutside(t *testing.T, i *internet, c *container, at int) {
 
 // TestEgressNodeRouted has containers leave by the first node under their own addresses: the fabric takes the answers there.
 func TestEgressNodeRouted(t *testing.T) {
+	notEmulated(t)
+	t.Parallel()
 	i := newInternet(t, bedOptions{nodes: 2, networks: appNetwork + routedByTheFirst})
 	i.routeToContainers(t, 1, 1)
 	c := i.nodes[1].run(t, "c", "app")
@@ -112,6 +115,8 @@ func (i *internet) routeToContainers(t *testing.T, first, second int) {
 
 // TestRoutedOutside has containers' own addresses leave, and the fabric route the answers back.
 func TestRoutedOutside(t *testing.T) {
+	notEmulated(t)
+	t.Parallel()
 	i := newInternet(t, bedOptions{nodes: 2, networks: appNetwork + routed})
 	i.routeToContainers(t, 1, 2)
 	for _, n := range i.nodes {
@@ -150,6 +155,7 @@ func checkShut(t *testing.T, from *namespace, c *container, at int) {
 func TestEntered(t *testing.T) {
 	for name, by := range map[string]int{"own node": 1, "other node": 2} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			i := newInternet(t, bedOptions{nodes: 2, networks: appNetwork + entered})
 			i.routeToContainers(t, by, 3-by)
 			c := i.nodes[0].run(t, "c", "app")
@@ -173,6 +179,8 @@ func TestEntered(t *testing.T) {
 
 // TestUnclassified has addresses in no external network, which have no identity, beside one that a longer prefix gives another.
 func TestUnclassified(t *testing.T) {
+	notEmulated(t)
+	t.Parallel()
 	i := newInternet(t, bedOptions{nodes: 1, networks: `
 [network.app]
 type = "l3"

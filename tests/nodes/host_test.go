@@ -90,6 +90,7 @@ func (h *household) check(t *testing.T, opens bool) {
 
 // TestHost is what a host and the containers of a network with host = true see of each other, and what is refused.
 func TestHost(t *testing.T) {
+	t.Parallel()
 	h := newHousehold(t, bedOptions{})
 	h.check(t, true)
 	n := h.nodes[0]
@@ -125,6 +126,8 @@ func checkHostClosed(t *testing.T, c *container, own netip.Addr, reason string) 
 
 // TestHostWithoutPeering leaves the host closed to containers that it may reach itself.
 func TestHostWithoutPeering(t *testing.T) {
+	notEmulated(t)
+	t.Parallel()
 	networks, _, _ := strings.Cut(hosted, "[[peering]]")
 	h := newHousehold(t, bedOptions{networks: networks})
 	h.check(t, false)
@@ -138,6 +141,7 @@ func TestReversePathFilter(t *testing.T) {
 	notEmulated(t)
 	for _, filter := range []string{"0", "1", "2"} {
 		t.Run("rp_filter "+filter, func(t *testing.T) {
+			t.Parallel()
 			h := newHousehold(t, bedOptions{networks: hosted + masqueradedHosts, prepare: func(b *bed) {
 				for _, n := range b.nodes {
 					n.sysctl(t, "ipv4/conf/all/rp_filter", filter)
@@ -270,6 +274,7 @@ func TestFirewall(t *testing.T) {
 	}
 	for name, rules := range firewalls {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			h := newHousehold(t, bedOptions{networks: hosted + masqueradedHosts, prepare: func(b *bed) {
 				for _, n := range b.nodes {
 					n.nft(t, rules)

@@ -79,8 +79,8 @@ func (i *internet) connect(t *testing.T) {
 	t.Helper()
 	i.router.sysctl(t, "ipv4/ip_forward", "1")
 	i.router.sysctl(t, "ipv6/conf/all/forwarding", "1")
-	i.router.sysctl(t, "ipv4/icmp_ratelimit", "0")
-	i.router.sysctl(t, "ipv6/icmp/ratelimit", "0")
+	i.router.tellAll(t)
+	i.server.tellAll(t)
 	i.plug(i.router, "eth0", "router")
 	i.router.give(t, "eth0", "192.0.2.254/24", "fd00:a::fe/64")
 	joinNamespaces(t, i.router, "lan0", i.server, "eth0")
@@ -93,6 +93,13 @@ func (i *internet) connect(t *testing.T) {
 		n.route(t, "0.0.0.0/0", "192.0.2.254", uplink)
 		n.route(t, "::/0", "fd00:a::fe", uplink)
 	}
+}
+
+// tellAll has the namespace's kernel tell every sender of what went wrong, not only some of them.
+func (n *namespace) tellAll(t *testing.T) {
+	t.Helper()
+	n.sysctl(t, "ipv4/icmp_ratelimit", "0")
+	n.sysctl(t, "ipv6/icmp/ratelimit", "0")
 }
 
 // outside are the addresses of node N, IPv4 first.

@@ -144,6 +144,8 @@ func TestReloadOutside(t *testing.T) {
 
 // TestEgressIsTakenAway ends what the topology does not allow any more, and begins anew when it does.
 func TestEgressIsTakenAway(t *testing.T) {
+	notEmulated(t)
+	t.Parallel()
 	i := newInternet(t, bedOptions{nodes: 1, networks: appNetwork, more: masqueraded})
 	n := i.nodes[0]
 	open := i.topology
@@ -264,6 +266,8 @@ func checkNothingAttached(t *testing.T, n *node) {
 
 // TestTheHostsOwn has the host use the network for itself while Lace takes packets out of all its interfaces: nothing of that is touched.
 func TestTheHostsOwn(t *testing.T) {
+	notEmulated(t)
+	t.Parallel()
 	i, web, far := newBusiness(t, bedOptions{networks: businessTables, prepare: func(b *bed) {
 		b.nodes[0].give(t, "lo", "192.0.2.200/32")
 	}})

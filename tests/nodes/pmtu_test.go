@@ -33,8 +33,7 @@ func (i *internet) narrow(t *testing.T) {
 	for _, s := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
 		far.sysctl(t, s, "1")
 	}
-	far.sysctl(t, "ipv4/icmp_ratelimit", "0")
-	far.sysctl(t, "ipv6/icmp/ratelimit", "0")
+	far.tellAll(t)
 	joinNamespaces(t, i.router, "mid0", far, "mid0")
 	for at, n := range []*namespace{i.router, far} {
 		must(t, n.LinkSetMTU(n.link(t, "mid0"), narrowMTU))
@@ -118,6 +117,7 @@ func TestPathMTU(t *testing.T) {
 	notEmulated(t)
 	for name, way := range ways {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			i := newInternet(t, bedOptions{nodes: 2, networks: appNetwork + way.tables})
 			i.narrow(t)
 			if way.own {

@@ -91,6 +91,7 @@ func TestPolicyRouting(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			var s *second
 			i := newInternet(t, bedOptions{nodes: 2, networks: appNetwork + masqueraded, prepare: func(b *bed) {
 				s = newSecond(t, b.nodes[0], "tun9")
@@ -156,6 +157,7 @@ func suppresses(t *testing.T, n *node, protocol uint8) (count int) {
 // TestWayOutChanges brings a VPN up and down while containers use the outside.
 func TestWayOutChanges(t *testing.T) {
 	notEmulated(t)
+	t.Parallel()
 	i := newInternet(t, bedOptions{nodes: 1, networks: appNetwork + masqueraded})
 	n := i.nodes[0]
 	c := n.run(t, "c", "app")
@@ -187,6 +189,7 @@ func TestWayOutChanges(t *testing.T) {
 // TestMultihomed has two providers, of which each answers only what it was asked by: ports are published at the addresses of both.
 func TestMultihomed(t *testing.T) {
 	notEmulated(t)
+	t.Parallel()
 	var s *second
 	i := newInternet(t, bedOptions{nodes: 1, networks: appNetwork + masqueraded + entered, prepare: func(b *bed) {
 		n := b.nodes[0]
@@ -232,6 +235,7 @@ func (s *shopFront) soldFrom(t *testing.T, to *namespace, from, at netip.Addr) {
 
 // TestRawWayOut has the default route lead into a device without Ethernet headers.
 func TestRawWayOut(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	pop := newNamespace(t, "pop")
 	i := newInternet(t, bedOptions{nodes: 1, networks: appNetwork + masqueraded + entered, prepare: func(b *bed) {
@@ -283,6 +287,7 @@ func checkExpiresOutside(t *testing.T, pop *namespace, own netip.Addr) {
 
 // TestHostVRF has the way out be in a VRF of the host's own, which its main table leads into.
 func TestHostVRF(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	var s *second
 	i := newInternet(t, bedOptions{nodes: 1, networks: appNetwork + masqueraded + entered, prepare: func(b *bed) {
@@ -315,6 +320,8 @@ func TestHostVRF(t *testing.T) {
 
 // TestUplinkAddressChanges gives a node another address: new flows have it, and so has what a socket sends on over a flow that had the old one.
 func TestUplinkAddressChanges(t *testing.T) {
+	notEmulated(t)
+	t.Parallel()
 	i := newInternet(t, bedOptions{nodes: 1, networks: appNetwork + masqueraded + entered})
 	n := i.nodes[0]
 	c := n.run(t, "c", "app", publish("8080:80/udp"))
