@@ -70,6 +70,8 @@ static __always_inline bool take_hop(struct __sk_buff *skb, const struct context
 	if ((void *)(ip6 + 1) > packet_end(skb))
 		return false;
 	ip6->hop_limit--;
+	if (ctx->outside.side) /* the interface may have summed all of it: COMPLETE */
+		bpf_csum_update(skb, bpf_htons(0xfffe));
 	return true;
 }
 

@@ -342,7 +342,7 @@ static __always_inline enum reason route_from_underlay(struct context *ctx)
 	ctx->traffic = here->traffic;
 	if (!is_classified(ctx))
 		return REASON_NO_EXTERNAL;
-	if (ctx->outside.way != WAY_CONTAINER)
+	if (ctx->outside.way != WAY_CONTAINER || ctx->outside.translated)
 		ctx->known = 0; /* it went elsewhere */
 	open = ctx->known && ctx->reply ? is_open(ctx, ctx->network, ctx->key.network, &ctx->key.src)
 					: is_open(ctx, ctx->key.network, ctx->network, &ctx->key.dst);

@@ -96,6 +96,8 @@ static __always_inline enum reason check_ends(struct context *ctx, const struct 
 		return REASON_UNKNOWN_SOURCE;
 	if (peer->network && peer->network != ctx->key.network)
 		return REASON_NO_PEERING;
+	if (ctx->key.network == NETWORK_OUTSIDE) /* who has it come in says which network it is in */
+		return REASON_NO_EXTERNAL;
 	if (is_frame(nexthdr) && ctx->network != ctx->key.network) /* frames stay in their network */
 		return REASON_NO_PEERING;
 	find_way_back(ctx, cfg, peer, is_frame(nexthdr));
@@ -229,7 +231,8 @@ static __always_inline int take_new(struct __sk_buff *skb, struct context *ctx, 
 
 		recall(ctx, flow);
 		ctx->sid = sid;
-		if (network != flow->network && flow->network != NETWORK_OUTSIDE)
+		/* What another node has leave here goes to no network of that number in the end. */
+		if (network != flow->network && flow->way == WAY_CONTAINER && !ctx->outside.translated)
 			ctx->known = 0;
 		ctx->network = network;
 		return decide(skb, ctx, l2);

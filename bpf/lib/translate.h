@@ -136,7 +136,10 @@ __noinline int translate(struct __sk_buff *skb)
 
 	if (!ctx || !rewrite_addresses(skb, ctx->v4, ETH_HLEN, &ctx->rewrite.src, &ctx->rewrite.dst, &sum))
 		return -1;
-	if (ctx->kind == PACKET_LATER_FRAGMENT)
+	if (ctx->kind == PACKET_LATER_FRAGMENT) {
+		if (!ctx->v4) /* nothing in it makes up for the addresses, where the interface has summed them */
+			bpf_csum_update(skb, sum);
 		return 0;
+	}
 	return rewrite_transport(skb, ctx, ETH_HLEN + ctx->l4, sum) ? 0 : -1;
 }
