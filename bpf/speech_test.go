@@ -125,11 +125,11 @@ func at(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a,
 // portIn is the source port of a packet, or the identifier of its ICMP query, as it went out.
 func portIn(s speech, frame []byte) uint16 {
 	packet := frame[14:]
-	offset, next := 40, packet[6]
+	offset := 40
 	if packet[0]>>4 == 4 {
-		offset, next = int(packet[0]&15)*4, packet[9]
+		offset = int(packet[0]&15) * 4
 	} else {
-		for next == extHop || next == extDest {
+		for next := packet[6]; next == extHop || next == extDest; {
 			next, offset = packet[offset], offset+8
 		}
 	}

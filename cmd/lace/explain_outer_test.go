@@ -91,16 +91,8 @@ func opened(t *testing.T) *edge {
 
 // makeWayOut makes out0, with an address and a default route by it, and brings lo up.
 func makeWayOut() error {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "out0"
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "world0"}); err != nil {
-		return err
-	}
-	out, err := netlink.LinkByName("out0")
-	if err != nil {
-		return err
-	}
-	world, err := netlink.LinkByName("world0")
+	const gateway = "192.0.2.254"
+	out, err := makeLink("out0", "world0", "192.0.2.1/24", gateway)
 	if err != nil {
 		return err
 	}
@@ -108,14 +100,7 @@ func makeWayOut() error {
 	if err != nil {
 		return err
 	}
-	addr, err := netlink.ParseAddr("192.0.2.1/24")
-	if err != nil {
-		return err
-	}
-	gateway := net.ParseIP("192.0.2.254")
-	return errors.Join(netlink.LinkSetUp(lo), netlink.LinkSetUp(out), netlink.LinkSetUp(world), netlink.AddrAdd(out, addr),
-		netlink.RouteAdd(&netlink.Route{LinkIndex: out.Attrs().Index, Gw: gateway}),
-		netlink.NeighAdd(&netlink.Neigh{LinkIndex: out.Attrs().Index, IP: gateway, HardwareAddr: world.Attrs().HardwareAddr, Family: unix.AF_INET, State: netlink.NUD_PERMANENT}))
+	return errors.Join(netlink.LinkSetUp(lo), netlink.RouteAdd(&netlink.Route{LinkIndex: out.Attrs().Index, Gw: net.ParseIP(gateway)}))
 }
 
 func TestExplainOfWhatIsOutside(t *testing.T) {

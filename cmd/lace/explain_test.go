@@ -101,29 +101,38 @@ func (n *edge) mount() {
 	n.bpffs = filepath.Join(dir, "lace")
 }
 
+// makeLink makes a veth pair, up, of which name has an address and knows its neighbour at the other end.
+func makeLink(name, peer, prefix, neighbour string) (netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: peer}); err != nil {
+		return nil, err
+	}
+	near, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil, err
+	}
+	far, err := netlink.LinkByName(peer)
+	if err != nil {
+		return nil, err
+	}
+	addr, err := netlink.ParseAddr(prefix)
+	if err != nil {
+		return nil, err
+	}
+	family := unix.AF_INET
+	if addr.IP.To4() == nil {
+		addr.Flags, family = unix.IFA_F_NODAD, unix.AF_INET6
+	}
+	return near, errors.Join(netlink.LinkSetUp(near), netlink.LinkSetUp(far), netlink.AddrAdd(near, addr),
+		netlink.NeighAdd(&netlink.Neigh{LinkIndex: near.Attrs().Index, IP: net.ParseIP(neighbour), HardwareAddr: far.Attrs().HardwareAddr,
+			Family: family, State: netlink.NUD_PERMANENT}))
+}
+
 // makeUplink makes up0, whose neighbour is edge-2.
 func makeUplink() error {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "up0"
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "far0"}); err != nil {
-		return err
-	}
-	up, err := netlink.LinkByName("up0")
-	if err != nil {
-		return err
-	}
-	far, err := netlink.LinkByName("far0")
-	if err != nil {
-		return err
-	}
-	addr, err := netlink.ParseAddr("fd00:a::1/64")
-	if err != nil {
-		return err
-	}
-	addr.Flags = unix.IFA_F_NODAD
-	return errors.Join(netlink.LinkSetUp(up), netlink.LinkSetUp(far), netlink.AddrAdd(up, addr),
-		netlink.NeighAdd(&netlink.Neigh{LinkIndex: up.Attrs().Index, IP: net.ParseIP("fd00:a::2"), HardwareAddr: far.Attrs().HardwareAddr,
-			Family: unix.AF_INET6, State: netlink.NUD_PERMANENT}))
+	_, err := makeLink("up0", "far0", "fd00:a::1/64", "fd00:a::2")
+	return err
 }
 
 func (n *edge) path(name string) string { return filepath.Join(n.dir, name) }
