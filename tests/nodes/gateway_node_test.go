@@ -31,6 +31,9 @@ egress = "n1"
 func TestEgressNode(t *testing.T) {
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
+			if form.srh {
+				notEmulated(t)
+			}
 			t.Parallel()
 			i := newInternet(t, bedOptions{nodes: 2, srh: form.srh, networks: appNetwork + byTheFirst})
 			c, near := i.nodes[1].run(t, "c", "app"), i.nodes[0].run(t, "near", "app")
@@ -155,6 +158,9 @@ func checkShut(t *testing.T, from *namespace, c *container, at int) {
 func TestEntered(t *testing.T) {
 	for name, by := range map[string]int{"own node": 1, "other node": 2} {
 		t.Run(name, func(t *testing.T) {
+			if by == 1 {
+				notEmulated(t)
+			}
 			t.Parallel()
 			i := newInternet(t, bedOptions{nodes: 2, networks: appNetwork + entered})
 			i.routeToContainers(t, by, 3-by)

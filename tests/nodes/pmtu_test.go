@@ -246,6 +246,7 @@ func checkTracerouteFromLink(t *testing.T, from *namespace, link string, to neti
 
 // TestNarrowWayOut has the node's own interface to the outside take less than its uplink: the node says so itself.
 func TestNarrowWayOut(t *testing.T) {
+	notEmulated(t)
 	needRoot(t)
 	wide := newNamespace(t, "wide")
 	i := newInternet(t, bedOptions{nodes: 2, networks: appNetwork + byTheFirst, prepare: func(b *bed) {

@@ -285,7 +285,7 @@ func checkExpiresOutside(t *testing.T, pop *namespace, own netip.Addr) {
 	})
 }
 
-// TestHostVRF has the way out be in a VRF of the host's own, which its main table leads into.
+// TestHostVRF has a way out be in a VRF of the host's own, for addresses that its main table has routes to by that interface.
 func TestHostVRF(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
@@ -302,8 +302,8 @@ func TestHostVRF(t *testing.T) {
 		must(t, n.LinkSetMaster(n.link(t, "wan1"), n.link(t, "blue")))
 		n.give(t, "wan1", "2001:db8:113::1/64") // which the kernel takes away then
 		s.table(t, n, 77)
-		for _, far := range []string{"198.18.0.0/24", "2001:db8:18::/64"} {
-			n.route(t, far, "", "blue")
+		for v, far := range []string{"198.18.0.0/24", "2001:db8:18::/64"} {
+			n.route(t, far, secondPeer[v].String(), "wan1", func(r *netlink.Route) { r.Flags = int(netlink.FLAG_ONLINK) })
 		}
 		s.give(t, "lo", "198.18.0.1/32", "2001:db8:18::1/128")
 	}})
