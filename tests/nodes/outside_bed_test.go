@@ -4,6 +4,7 @@ package nodes
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -206,7 +207,7 @@ func (n *namespace) serveHTTP(t testing.TB, a netip.Addr, size int) string {
 // downloads gets a page of a size by HTTP.
 func (n *namespace) downloads(t testing.TB, url string, size int) {
 	t.Helper()
-	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, Dial: func(_, to string) (net.Conn, error) {
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(_ context.Context, _, to string) (net.Conn, error) {
 		return n.dialTCP(t, netip.MustParseAddrPort(to), nil)
 	}}}
 	got, err := client.Get(url)
