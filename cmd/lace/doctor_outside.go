@@ -26,7 +26,8 @@ type surroundings struct {
 	agent     bool // it runs
 	side      netdev.HostSide
 	egresses  []netdev.Egress
-	published bool // a port of this node is a container's
+	detours   []int // priorities of the IPv6 rules that the agent has added
+	published bool  // a port of this node is a container's
 }
 
 const outsideFound = "host and outside"
@@ -44,7 +45,7 @@ func outsideFindings(e *env, s conf.Settings) []finding {
 	if err != nil {
 		return []finding{{outsideFound, false, err.Error()}}
 	}
-	return slices.Concat([]finding{around.pair()}, around.ways(), []finding{reversePath(), around.settings()})
+	return slices.Concat([]finding{around.pair()}, around.ways(), []finding{reversePath(), around.settings()}, around.rules())
 }
 
 func lookAround(p *plan.Plan, s conf.Settings) (*surroundings, error) {
@@ -56,6 +57,9 @@ func lookAround(p *plan.Plan, s conf.Settings) (*surroundings, error) {
 	a := &surroundings{plan: p, agent: agentRuns(s.HookSocket), published: publishes(s.BPFFS)}
 	if a.side, err = dev.HostSide(p); err == nil {
 		a.egresses, err = dev.Egresses(p)
+	}
+	if err == nil {
+		a.detours, err = dev.Detours()
 	}
 	return a, err
 }
@@ -199,6 +203,14 @@ func (a *surroundings) settings() finding {
 		return finding{"sysctls", true, "none is set"}
 	}
 	return finding{"sysctls", true, strings.Join(words, " ") + "; `lace uninstall` undoes them (what those of lo were is in lc-host's alias: ip link show lc-host)"}
+}
+
+// rules lists those that the agent has added; most hosts need none.
+func (a *surroundings) rules() []finding {
+	if len(a.detours) == 0 {
+		return nil
+	}
+	return []finding{{"rules", true, fmt.Sprintf("IPv6 rules %v for iif lc-host, beside the host's own with suppress_prefixlength; `lace uninstall` removes them", a.detours)}}
 }
 
 // readSetting reads a file below /proc/sys, of this network namespace.

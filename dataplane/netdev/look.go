@@ -13,6 +13,16 @@ func (h *Handle) LookNexthops(p *plan.Plan) ([]Nexthop, error) {
 	return hops, err
 }
 
+// Detours are the priorities of the IPv6 rules of ours that stand before rules of the host with suppress_prefixlength, in their order.
+func (h *Handle) Detours() ([]int, error) {
+	_, ours, err := (&applier{Handle: h}).detours(&plan.Plan{})
+	priorities := make([]int, len(ours))
+	for i, r := range ours {
+		priorities[i] = r.Priority
+	}
+	return priorities, err
+}
+
 // LinkNames are the names of all links by index.
 func (h *Handle) LinkNames() (map[uint32]string, error) {
 	links, err := h.host.links()
