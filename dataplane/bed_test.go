@@ -253,6 +253,14 @@ func patience() time.Duration {
 	return 10 * time.Second
 }
 
+// notEmulated leaves a test that no kernel decides to the machine itself: in the VM it takes half a minute.
+func notEmulated(t *testing.T) {
+	t.Helper()
+	if os.Getenv("LACE_VM") != "" {
+		t.Skip("takes minutes where processors are emulated: run it on the machine itself, without LACE_VM")
+	}
+}
+
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience()); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {

@@ -122,6 +122,7 @@ func TestDeviceVanishes(t *testing.T) {
 
 // TestDeviceIsEndpoint: by name, MAC or address a device is the one that the topology declares.
 func TestDeviceIsEndpoint(t *testing.T) {
+	notEmulated(t)
 	b := newBed(t)
 	top := parse(t, lan, web, machine, mute, afar)
 	b.open(top)
@@ -172,6 +173,7 @@ func TestDeviceIsEndpoint(t *testing.T) {
 }
 
 func TestRefusedDevices(t *testing.T) {
+	notEmulated(t)
 	b := newBed(t)
 	b.open(parse(t, lan, web, machine, mute, afar))
 	must(t, b.in(func() error { return makePair("vm0", "vm0far") }))

@@ -220,6 +220,7 @@ func TestNetworksThatAreNotAskedForGo(t *testing.T) {
 }
 
 func TestRefusedRequests(t *testing.T) {
+	notEmulated(t)
 	const twin = "[network.twin]\ntype = \"l2\"\nid = 501\nsubnets = [\"10.70.0.0/23\"]\n"
 	b := newBed(t)
 	b.open(parse(t, web, db, lan, twin))
