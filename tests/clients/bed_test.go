@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -73,7 +74,7 @@ var beds atomic.Int32
 func up(t *testing.T, topology string, flags ...string) *bed {
 	t.Helper()
 	need(t)
-	b := &bed{t: t, name: fmt.Sprintf("%s%d%c", labPrefix, os.Getpid(), 'a'+beds.Add(1)-1)}
+	b := &bed{t: t, name: fmt.Sprintf("%s%d%s", labPrefix, os.Getpid(), strconv.FormatInt(int64(beds.Add(1)), 36))} // 16 letters at most
 	b.topology = b.file("topology.toml", topology)
 	t.Cleanup(func() {
 		if t.Failed() {
