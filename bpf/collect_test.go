@@ -5,7 +5,6 @@ package bpf_test
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"testing"
 	"time"
 
@@ -222,9 +221,7 @@ func TestCollectAll(t *testing.T) {
 
 // TestCollectTime collects from large tables. The bound is far above what is measured, so that a busy machine does not fail.
 func TestCollectTime(t *testing.T) {
-	if os.Getenv("LACE_VM") != "" {
-		t.Skip("a million flows take too long in an emulated machine: run the test on the host")
-	}
+	decidedByNoKernel(t) // a million flows
 	n := newNode(t, newBed(t), options{number: 1})
 	for _, entries := range []int{1000, 1000000} {
 		n.fill(entries, 1<<20)

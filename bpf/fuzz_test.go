@@ -5,7 +5,6 @@ package bpf_test
 import (
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -80,8 +79,8 @@ func TestMutations(t *testing.T) {
 	slices.SortFunc(all, func(a, b row) int { return strings.Compare(a.name, b.name) }) // maps made them
 	random := rand.New(rand.NewPCG(1, 2))
 	rounds := 4000
-	if os.Getenv("LACE_VM") != "" {
-		rounds = 400 // emulated
+	if testing.Short() {
+		rounds = 400
 	}
 	for round := range rounds {
 		r, other := all[random.IntN(len(all))], all[random.IntN(len(all))]

@@ -99,14 +99,11 @@ func forgetEvents(t testing.TB, m *ebpf.Map) {
 	}
 }
 
-// emulated: processors are, and tables should be short.
-func emulated() bool { return os.Getenv("LACE_VM") != "" }
-
-// decidedByNoKernel skips, where processors are emulated, long tables about what the programs make of packets: the kernel has no
-// part in that once the verifier has let them in.
+// decidedByNoKernel skips, with -short, long tables about what the programs make of packets: the kernel has no part in that once
+// the verifier has let them in.
 func decidedByNoKernel(t testing.TB) {
 	t.Helper()
-	if emulated() {
-		t.Skip("takes minutes where processors are emulated: run it on the machine itself, without LACE_VM")
+	if testing.Short() {
+		t.Skip("takes minutes where processors are emulated: run it without -short")
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"testing"
 )
 
 // speech is a kind of packet that two ends exchange, built anew for whatever addresses and ports: what a translated one should
@@ -37,9 +38,9 @@ var speeches = slices.Concat([]speech{
 // ordinary are one of each protocol.
 var ordinary = []speech{speeches[0], speeches[1], speeches[5]}
 
-// mostSpeeches are all kinds, or where processors are emulated one of each protocol: TestMasquerade has the others there.
+// mostSpeeches are all kinds, or with -short one of each protocol: TestMasquerade has the others there.
 func mostSpeeches() []speech {
-	if emulated() {
+	if testing.Short() {
 		return ordinary
 	}
 	return speeches

@@ -160,7 +160,7 @@ func TestRelatedMasqueraded(t *testing.T) {
 		seen := n.masqueraded(s, podA, from, to, w.own, wan)
 		x := exchange{n: n, s: s, in: from, out: seen, far: to, dev: podA, opened: true, enter: n.atOuter, came: ingress, away: egressed, losesHop: true}
 		x.wantRelated(w.stranger)
-		if emulated() {
+		if testing.Short() {
 			return
 		}
 		n.run(n.atOuter(s.reply(to, seen)))

@@ -139,6 +139,7 @@ func TestApplyUnderTraffic(t *testing.T) {
 
 // TestApplyTwice: the same topology once more is no change, and no generation.
 func TestApplyTwice(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	b.open(parse(t, web))
 	b.pod("default/one", "web")
@@ -158,6 +159,7 @@ func TestApplyTwice(t *testing.T) {
 
 // TestNetworkLeavesAndComesBack: its containers stay wired without traffic, keep their addresses, and go on.
 func TestNetworkLeavesAndComesBack(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	both := parse(t, web, db)
 	moved := parse(t, strings.Replace(web, "10.40", "10.41", 1), db)
@@ -227,6 +229,7 @@ func rowsOfNetwork(t *testing.T, m *maps.Maps, id topology.NetworkID) (n int) {
 
 // TestApplyFails: whatever goes wrong before the switch, the topology before stays in force as a whole.
 func TestApplyFails(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	old := parse(t, web)
 	b.open(old)
@@ -296,6 +299,7 @@ func TestApplyFails(t *testing.T) {
 
 // TestDetachEndsFlows: what is established is decided again at once, the container's own flows are removed, others stay.
 func TestDetachEndsFlows(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	b.open(parse(t, web))
 	ctx, cancel := context.WithCancel(context.Background())
@@ -353,6 +357,7 @@ func (b *bed) flowsOf(a netip.Addr) (n int) {
 // TestAddressInheritsNoFlow: the flows of a container are gone before another one has its address, also where nobody had
 // the time to remove them.
 func TestAddressInheritsNoFlow(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	b.open(parse(t, web)) // Run does not run
 	client, server := b.pod("default/client", "web"), b.pod("default/server", "web")

@@ -253,11 +253,11 @@ func patience() time.Duration {
 	return 10 * time.Second
 }
 
-// notEmulated leaves a test that no kernel decides to the machine itself: in the VM it takes half a minute.
-func notEmulated(t *testing.T) {
+// takesLong skips, with -short, a test that no kernel decides: it takes half a minute where processors are emulated.
+func takesLong(t *testing.T) {
 	t.Helper()
-	if os.Getenv("LACE_VM") != "" {
-		t.Skip("takes minutes where processors are emulated: run it on the machine itself, without LACE_VM")
+	if testing.Short() {
+		t.Skip("takes minutes where processors are emulated: run it without -short")
 	}
 }
 

@@ -102,6 +102,7 @@ func TestDevices(t *testing.T) {
 
 // TestDeviceVanishes: it is forgotten, its address is free, and the next one of the name is another device.
 func TestDeviceVanishes(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	b.open(parse(t, lan))
 	must(t, b.in(func() error { return makePair("vm0", "vm0far") }))
@@ -122,7 +123,7 @@ func TestDeviceVanishes(t *testing.T) {
 
 // TestDeviceIsEndpoint: by name, MAC or address a device is the one that the topology declares.
 func TestDeviceIsEndpoint(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	b := newBed(t)
 	top := parse(t, lan, web, machine, mute, afar)
 	b.open(top)
@@ -173,7 +174,7 @@ func TestDeviceIsEndpoint(t *testing.T) {
 }
 
 func TestRefusedDevices(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	b := newBed(t)
 	b.open(parse(t, lan, web, machine, mute, afar))
 	must(t, b.in(func() error { return makePair("vm0", "vm0far") }))

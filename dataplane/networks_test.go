@@ -75,6 +75,7 @@ func wantError(t *testing.T, what string, err error, says ...string) {
 
 // TestTwoNetworks: a routed network and a segment for one container, which the next agent finds again.
 func TestTwoNetworks(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	top := parse(t, web, lan)
 	b.open(top)
@@ -153,6 +154,7 @@ func (b *bed) stationOf(p Port) (bpf.LaceStation, bool) {
 
 // TestOneNetworkFails: all interfaces are wired, or none is that was not before.
 func TestOneNetworkFails(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	top := parse(t, web, lan)
 	b.open(top)
@@ -182,6 +184,7 @@ func TestOneNetworkFails(t *testing.T) {
 
 // TestNetworksThatAreNotAskedForGo: an address is free then, and what stays keeps its own.
 func TestNetworksThatAreNotAskedForGo(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	b.open(parse(t, web, db, lan))
 	p := b.pod("default/moves", "web", "lan")
@@ -220,7 +223,7 @@ func TestNetworksThatAreNotAskedForGo(t *testing.T) {
 }
 
 func TestRefusedRequests(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	const twin = "[network.twin]\ntype = \"l2\"\nid = 501\nsubnets = [\"10.70.0.0/23\"]\n"
 	b := newBed(t)
 	b.open(parse(t, web, db, lan, twin))
@@ -256,6 +259,7 @@ func TestRefusedRequests(t *testing.T) {
 
 // TestMACsInSegments: what is known to be another's is refused, by name.
 func TestMACsInSegments(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	b.open(parse(t, lan, web, machine, afar))
 	first := b.bare("default/first")
@@ -321,6 +325,7 @@ func TestPoolOfSegment(t *testing.T) {
 
 // TestNetworkChangesItsType: what a container was wired for is no more, until it is wired again or the old type is back.
 func TestNetworkChangesItsType(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	routed := parse(t, web)
 	flat := strings.Replace(web, "l3", "l2", 1) + "pools = { one = [\"10.40.1.0/24\"], two = [\"10.40.2.0/24\"] }\n"

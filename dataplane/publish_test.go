@@ -129,7 +129,7 @@ func TestPublish(t *testing.T) {
 
 // TestPublishedInOneFamily: a segment that has a gateway of one family only answers in that.
 func TestPublishedInOneFamily(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	b := newBed(t)
 	b.open(parse(t, "[network.web]\ntype = \"l2\"\nid = 500\nsubnets = [\"10.70.0.0/24\", \"fd70::/64\"]\ngateway = [\"10.70.0.1\"]\n"))
 	p := b.bare("default/p")
@@ -141,7 +141,7 @@ func TestPublishedInOneFamily(t *testing.T) {
 }
 
 func TestPublishedPortIsTaken(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	b := newBed(t)
 	b.open(parse(t, dual, world, inward))
 	first := b.pod("default/first", "web")
@@ -162,7 +162,7 @@ func TestPublishedPortIsTaken(t *testing.T) {
 
 // TestPublishedPortOfAProcess: what a process of the host listens at cannot be published; what it has only connected from can.
 func TestPublishedPortOfAProcess(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	b := newBed(t)
 	b.open(parse(t, dual, world, inward))
 	p := b.pod("default/p", "web")
@@ -214,7 +214,7 @@ func TestPublishedPortOfAProcess(t *testing.T) {
 }
 
 func TestRefusedPublications(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	b := newBed(t)
 	lan := "[network.lan]\ntype = \"l2\"\nid = 500\nsubnets = [\"10.70.0.0/24\"]\n"
 	b.open(parse(t, web, lan, db))
@@ -260,7 +260,7 @@ func TestRefusedPublications(t *testing.T) {
 
 // TestNoContainerIsOutside: an external network has no place for containers.
 func TestNoContainerIsOutside(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	b := newBed(t)
 	b.open(parse(t, web, world))
 	p := b.bare("default/p")
@@ -273,7 +273,7 @@ func TestNoContainerIsOutside(t *testing.T) {
 
 // TestPublishedInVain: what nobody may come in by is published all the same, and said.
 func TestPublishedInVain(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	for name, tt := range map[string]struct {
 		top  *topology.Topology
 		port plan.Publish
@@ -300,7 +300,7 @@ func TestPublishedInVain(t *testing.T) {
 
 // TestPortsChangeHands: flows by a port that leads elsewhere now are decided again.
 func TestPortsChangeHands(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	b := newBed(t)
 	b.open(parse(t, dual, world, inward))
 	p := b.pod("default/p", "web")

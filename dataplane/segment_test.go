@@ -62,6 +62,7 @@ func becomes(name, mac string, addr netip.Prefix) error {
 // TestSegmentUnderTraffic: containers and a machine of one segment answer each other, while the topology changes and the agent is
 // another one.
 func TestSegmentUnderTraffic(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	tops := []string{lan, lan + "flood-rate = 10\n", lan + "flood = false\n"}
 	top := parse(t, tops[0], machine, web)

@@ -273,6 +273,7 @@ func fillFlows(t testing.TB, table *ebpf.Map, n int) {
 
 // TestManyFlows: all are told, once, while others come and go, and without holding them.
 func TestManyFlows(t *testing.T) {
+	takesLong(t)
 	const n = 100_000
 	table := newFlowTable(t, 2*n+64)
 	fillFlows(t, table, n)

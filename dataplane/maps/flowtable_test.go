@@ -163,6 +163,7 @@ func masquerade(keys *[2]bpf.LaceFlowKey, values *[2]bpf.LaceFlow) {
 
 // TestResizeMeanwhile changes the size while flows are made and get on: what is there when a move begins is there after it.
 func TestResizeMeanwhile(t *testing.T) {
+	takesLong(t)
 	m := newMaps(t)
 	must(t, m.InitFlows())
 	resize(t, m, 20000, Resized{Resized: true})
@@ -262,7 +263,7 @@ func TestFlowsOfNoDataPlane(t *testing.T) {
 // TestLargeTable moves a million rows. It says how long that takes.
 func TestLargeTable(t *testing.T) {
 	flows := uint32(500000)
-	if emulated() {
+	if testing.Short() {
 		flows = 20000
 	}
 	m := newMaps(t)

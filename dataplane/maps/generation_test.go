@@ -287,6 +287,7 @@ func TestFullTable(t *testing.T) {
 
 // TestKilledAgent leaves off at each step of a generation's write. What was active stays, the next agent puts all in order.
 func TestKilledAgent(t *testing.T) {
+	takesLong(t)
 	changed := func() *plan.Plan {
 		p := testPlan(2)
 		p.Peerings[0].Line++

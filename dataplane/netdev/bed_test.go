@@ -111,11 +111,11 @@ func forms(t *testing.T, f func(t *testing.T, vrf bool)) {
 	})
 }
 
-// notInVM leaves out what all kernels do alike.
-func notInVM(t *testing.T) {
+// takesLong skips, with -short, what all kernels do alike.
+func takesLong(t *testing.T) {
 	t.Helper()
-	if os.Getenv("LACE_VM") != "" {
-		t.Skip("takes minutes where processors are emulated: run it on the machine itself, without LACE_VM")
+	if testing.Short() {
+		t.Skip("takes minutes where processors are emulated: run it without -short")
 	}
 }
 

@@ -108,7 +108,7 @@ func TestEgresses(t *testing.T) {
 
 // Packets leave as the host's own would.
 func TestEgressSource(t *testing.T) {
-	notInVM(t)
+	takesLong(t)
 	for name, tt := range map[string]struct {
 		addresses []string
 		routes    [][2]string // gateway, source
@@ -207,7 +207,7 @@ func wantAddresses(t *testing.T, h *Handle, want map[string]int) {
 
 // The node's own IPv4 address: the default route's, an uplink's, any.
 func TestNodeAddress(t *testing.T) {
-	notInVM(t)
+	takesLong(t)
 	h, c := host(t)
 	u0, u1 := second(t, c, "u0"), second(t, c, "u1")
 	p := testPlan()

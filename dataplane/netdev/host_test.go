@@ -236,7 +236,7 @@ func TestNodeWithoutIPv4HasRoutesWithoutSource(t *testing.T) {
 }
 
 func TestForeignHostPairIsNotTouched(t *testing.T) {
-	notInVM(t)
+	takesLong(t)
 	for _, name := range []string{plan.HostSide, plan.HostPeer} {
 		t.Run(name, func(t *testing.T) {
 			h, c, _ := hostNode(t)
@@ -261,7 +261,7 @@ func TestForeignHostPairIsNotTouched(t *testing.T) {
 
 // What a crash left half made, or somebody took apart, is made anew.
 func TestHostPairIsMadeAnew(t *testing.T) {
-	notInVM(t)
+	takesLong(t)
 	for name, spoil := range map[string]func(*testing.T, *conn){
 		"no alias": func(t *testing.T, c *conn) {
 			at := attrs(plan.HostSide)

@@ -100,6 +100,7 @@ func checkAttachAtOnce(t *testing.T, n *node) {
 }
 
 func checkFifty(t *testing.T, n *node) {
+	takesLong(t)
 	all := make([]*container, 50)
 	for i := range all {
 		all[i] = n.newContainer(t, fmt.Sprint("many", i))
@@ -162,6 +163,7 @@ func refused(t *testing.T, n *node, c *container, network, says string, change .
 }
 
 func checkRefusals(t *testing.T, n *node) {
+	takesLong(t)
 	n.run(t, "holder", "backend", withIPs("10.40.1.50"))
 	c := n.newContainer(t, "refused")
 	none := filepath.Join(t.TempDir(), "file")
@@ -282,6 +284,7 @@ func checkForeignInterfaces(t *testing.T, n *node) {
 
 // TestForeignBridge leaves a bridge of somebody else's with the name of Lace's as it is.
 func TestForeignBridge(t *testing.T) {
+	takesLong(t)
 	n := newBed(t, bedOptions{nodes: 1, prepare: func(b *bed) {
 		must(t, b.nodes[0].LinkAdd(&netlink.Bridge{LinkAttrs: attrs("laceb100")}))
 	}}).nodes[0]
@@ -310,6 +313,7 @@ func checkReserved(t *testing.T, n *node) {
 
 // TestStickyNames keeps addresses by name over rm and run, and over agents.
 func TestStickyNames(t *testing.T) {
+	takesLong(t)
 	n := newBed(t, bedOptions{nodes: 1, networks: small}).nodes[0]
 	named := func(name string, sticky bool) func(*wish) {
 		return func(w *wish) { w.Name, w.Sticky = name, sticky }
@@ -346,6 +350,7 @@ func TestStickyNames(t *testing.T) {
 
 // TestAttachedOverAgents finds containers again after a restart, and lets go of those that ended meanwhile.
 func TestAttachedOverAgents(t *testing.T) {
+	takesLong(t)
 	n := newBed(t, bedOptions{nodes: 1}).nodes[0]
 	stays, ends := n.run(t, "stays", "backend"), n.run(t, "ends", "backend")
 	n.stop()
@@ -364,6 +369,7 @@ func TestAttachedOverAgents(t *testing.T) {
 
 // TestNetworkLeavesTopology starts an agent whose topology no longer has the network of a container that runs.
 func TestNetworkLeavesTopology(t *testing.T) {
+	takesLong(t)
 	b := newBed(t, bedOptions{nodes: 1})
 	n := b.nodes[0]
 	stays, a, z := n.run(t, "stays", "backend"), n.run(t, "a", "other"), n.run(t, "z", "other")

@@ -11,7 +11,7 @@ import (
 // TestNodesAndNetworksComeAndGo applies topologies with more nodes and networks, and with less again, under traffic of the
 // others, which must not notice. The new node has a number before the others, so that all are counted anew.
 func TestNodesAndNetworksComeAndGo(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	few := bedOptions{nodes: 2}
 	b := newBed(t, few)
 	x, y := b.nodes[0].run(t, "x", "backend"), b.nodes[1].run(t, "y", "backend")
@@ -79,6 +79,7 @@ locator = "5f00:1ace::/48"
 // TestApplyWhileContainersEnd applies topologies while the namespaces of containers go, as they do when containers end:
 // that is no reason for an apply to fail.
 func TestApplyWhileContainersEnd(t *testing.T) {
+	takesLong(t)
 	few := bedOptions{nodes: 1}
 	texts := []string{few.topology(), bedOptions{nodes: 1, networks: twoNetworks + peered}.topology()}
 	n := newBed(t, few).nodes[0]

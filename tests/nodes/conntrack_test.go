@@ -124,6 +124,7 @@ func (f *synFlood) end() {
 // TestSYNFlood fills a small table of flows: what is established goes on, also when it is decided again; what is new is refused by name,
 // and passes again soon after the flood.
 func TestSYNFlood(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	o := bedOptions{nodes: 2, networks: peered, more: smallest}
 	b := newBed(t, o)
@@ -177,7 +178,7 @@ func within(t *testing.T, what string, bound time.Duration, ok func() bool) {
 // TestResizeUnderTraffic gives the table of flows another size, again and again, while flows over a peering with one direction
 // are in use: an answer that is not known would be refused.
 func TestResizeUnderTraffic(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	sizes := [2]bedOptions{}
 	for i, max := range []int{1024, 65536} {
 		sizes[i] = bedOptions{nodes: 2, networks: peered, more: fmt.Sprintf("[conntrack]\nmax = %d\n", max)}
@@ -270,6 +271,7 @@ func (v *verdicts) about(c net.Conn, verdict bpf.LaceVerdict) (trace.Event, bool
 // TestFlowsEnd takes a peering away while flows use it: they end with a verdict that says so, their entries are gone or closed, and
 // the sockets are told. When it is back datagrams and new connections pass, while a connection that was ended stays so.
 func TestFlowsEnd(t *testing.T) {
+	takesLong(t)
 	s := newShop(t, "")
 	open := s.topology
 	shut, _, _ := strings.Cut(open, "[[peering]]")

@@ -22,7 +22,7 @@ const crowd, connections = 20, 200
 // TestCrowd has many containers use one port of the server at once, while the host itself uses it too, from ports that containers are masqueraded
 // with: everybody has a port of his own there, and gets his own answers.
 func TestCrowd(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	i := newInternet(t, bedOptions{nodes: 1, networks: appNetwork + masqueraded})
 	n := i.nodes[0]
 	top, err := topology.Parse("topology.toml", []byte(i.topology))
@@ -111,7 +111,7 @@ func (n *namespace) dialOwn(t *testing.T, to, from netip.AddrPort) net.Conn {
 // TestPortsOfTheHost gives containers few ports, of which the host's processes have every second one: theirs are never taken, and when none is left
 // a flow is refused by name.
 func TestPortsOfTheHost(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	i := newInternet(t, bedOptions{nodes: 1, networks: appNetwork + masqueraded, more: "[masquerade]\nports = \"20000-20255\"\n"})
 	n := i.nodes[0]
 	c := n.run(t, "c", "app")
@@ -154,7 +154,7 @@ func checkExhausted(t *testing.T, c *container, server netip.Addr) {
 
 // TestPortsComeFree has one container open and close connections to one server, more than there are ports, not faster than closed ones make place.
 func TestPortsComeFree(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	t.Parallel()
 	i := newInternet(t, bedOptions{nodes: 1, networks: appNetwork + masqueraded, more: "[masquerade]\nports = \"20000-20299\"\n"})
 	c := i.nodes[0].run(t, "c", "app")

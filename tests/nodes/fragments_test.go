@@ -13,6 +13,7 @@ import (
 
 // TestFragments has datagrams in pieces, over a peering, on one node and between two.
 func TestFragments(t *testing.T) {
+	takesLong(t)
 	s := newShop(t, "")
 	s.each(t, func(t *testing.T, db *container, at int) {
 		t.Run("whole", func(t *testing.T) { checkSizes(t, s.web, db, at) })

@@ -32,7 +32,7 @@ func TestEgressNode(t *testing.T) {
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
 			if form.srh {
-				notEmulated(t)
+				takesLong(t)
 			}
 			t.Parallel()
 			i := newInternet(t, bedOptions{nodes: 2, srh: form.srh, networks: appNetwork + byTheFirst})
@@ -94,7 +94,7 @@ func checkErrorsOutside(t *testing.T, i *internet, c *container, at int) {
 
 // TestEgressNodeRouted has containers leave by the first node under their own addresses: the fabric takes the answers there.
 func TestEgressNodeRouted(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	t.Parallel()
 	i := newInternet(t, bedOptions{nodes: 2, networks: appNetwork + routedByTheFirst})
 	i.routeToContainers(t, 1, 1)
@@ -118,7 +118,7 @@ func (i *internet) routeToContainers(t *testing.T, first, second int) {
 
 // TestRoutedOutside has containers' own addresses leave, and the fabric route the answers back.
 func TestRoutedOutside(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	t.Parallel()
 	i := newInternet(t, bedOptions{nodes: 2, networks: appNetwork + routed})
 	i.routeToContainers(t, 1, 2)
@@ -159,7 +159,7 @@ func TestEntered(t *testing.T) {
 	for name, by := range map[string]int{"own node": 1, "other node": 2} {
 		t.Run(name, func(t *testing.T) {
 			if by == 1 {
-				notEmulated(t)
+				takesLong(t)
 			}
 			t.Parallel()
 			i := newInternet(t, bedOptions{nodes: 2, networks: appNetwork + entered})
@@ -185,7 +185,7 @@ func TestEntered(t *testing.T) {
 
 // TestUnclassified has addresses in no external network, which have no identity, beside one that a longer prefix gives another.
 func TestUnclassified(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	t.Parallel()
 	i := newInternet(t, bedOptions{nodes: 1, networks: `
 [network.app]

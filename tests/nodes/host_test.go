@@ -126,7 +126,7 @@ func checkHostClosed(t *testing.T, c *container, own netip.Addr, reason string) 
 
 // TestHostWithoutPeering leaves the host closed to containers that it may reach itself.
 func TestHostWithoutPeering(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	t.Parallel()
 	networks, _, _ := strings.Cut(hosted, "[[peering]]")
 	h := newHousehold(t, bedOptions{networks: networks})
@@ -138,7 +138,7 @@ func TestHostWithoutPeering(t *testing.T) {
 
 // TestReversePathFilter has all settings of rp_filter, and a host that forwards nothing, as that is what machines come with.
 func TestReversePathFilter(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	for _, filter := range []string{"0", "1", "2"} {
 		t.Run("rp_filter "+filter, func(t *testing.T) {
 			t.Parallel()
@@ -268,7 +268,7 @@ table inet firewalld {
 // TestFirewall has the rules that distributions ship on the nodes: what the host opens to containers works, and so do masquerade and
 // published ports, which are none of the host's stack. What containers open to the host is for the firewall to decide.
 func TestFirewall(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	if _, err := exec.LookPath("nft"); err != nil {
 		t.Skip("needs nft to write a firewall's rules: scripts/setup test installs it")
 	}

@@ -15,6 +15,7 @@ import (
 
 // TestIsolation has two networks with the same addresses on two nodes.
 func TestIsolation(t *testing.T) {
+	takesLong(t)
 	b := newBed(t, bedOptions{nodes: 2})
 	near := withIPs("10.40.1.10", "fd40:0:0:1::10")
 	far := withIPs("10.40.2.10", "fd40:0:0:2::10")

@@ -97,12 +97,12 @@ func TestDevices(t *testing.T) {
 		checkSizes(t, declared, s.a, at)
 	}
 	t.Run("spoofing", func(t *testing.T) {
-		notEmulated(t)
+		takesLong(t)
 		checkSegmentSpoofing(t, s.bed, []*container{declared, s.far}, s.local)
 	})
 	t.Run("broadcast", func(t *testing.T) { checkReachesMachines(t, s, declared, other) })
 	t.Run("restart", func(t *testing.T) {
-		notEmulated(t)
+		takesLong(t)
 		checkDeviceOverAgents(t, n, declared, s.far)
 	})
 	n.detachDevice(t, "vm0")
@@ -155,6 +155,7 @@ func checkDeviceOverAgents(t *testing.T, n *node, machine, far *container) {
 
 // TestTap has the test itself be a machine behind a tap.
 func TestTap(t *testing.T) {
+	takesLong(t)
 	s := newSegBed(t, bedOptions{})
 	n := s.nodes[0]
 	tap := newTap(t, n, "tap0")

@@ -20,7 +20,7 @@ func TestReplication(t *testing.T) {
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
 			if form.srh {
-				notEmulated(t)
+				takesLong(t)
 			}
 			s := newSegBed(t, bedOptions{srh: form.srh})
 			var strangers []*capture
@@ -100,7 +100,7 @@ func checkPlaces(t *testing.T, s *segBed) {
 
 // TestSegmentSettings changes what a segment does with frames for many, and who may ask for addresses.
 func TestSegmentSettings(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	s := newSegBed(t, bedOptions{})
 	t.Run("flood=false", func(t *testing.T) { s.set(t, "flood = false"); checkNoReplication(t, s) })
 	t.Run("flood-rate", func(t *testing.T) { s.set(t, fmt.Sprintf("flood-rate = %d", fewFrames)); checkFloodRate(t, s) })
@@ -235,7 +235,7 @@ func (s *storm) end() int {
 // checkStorm has a container send frames for all as fast as it can: two others go on as they do while it sends as many that go
 // nowhere, which costs the machine the same. Others that use the machine disturb that: the best of three times counts.
 func checkStorm(t *testing.T, s *segBed) {
-	notEmulated(t)
+	takesLong(t)
 	before := s.a.node.counter("flood_limited")
 	best, sent := 0.0, 0
 	for range 3 {

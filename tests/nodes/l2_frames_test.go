@@ -30,7 +30,7 @@ func TestFrames(t *testing.T) {
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
 			if form.srh {
-				notEmulated(t)
+				takesLong(t)
 			}
 			s := newSegBed(t, bedOptions{srh: form.srh})
 			t.Run("whole", func(t *testing.T) { checkFrames(t, s) })
@@ -215,7 +215,7 @@ func TestBulk(t *testing.T) {
 			}
 			t.Run(title(mode, form.name), func(t *testing.T) {
 				if form.srh {
-					notEmulated(t)
+					takesLong(t)
 				}
 				s := newSegBed(t, bedOptions{srh: form.srh, underlay: fmt.Sprintf("l2-gso = %q", mode)})
 				for _, n := range s.nodes {

@@ -14,7 +14,7 @@ import (
 
 // TestSegmentIsolation has two segments with the same addresses and MAC addresses on two nodes.
 func TestSegmentIsolation(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	b := newBed(t, bedOptions{nodes: 3, networks: segments})
 	near := withIPs("10.60.0.20", "fd60::1:20")
 	far := withIPs("10.60.0.40", "fd60::2:20")
@@ -210,7 +210,7 @@ func checkFlowOf(t *testing.T, from, to *container) {
 // TestLearnedMAC has a container with a MAC address of its own, which no address stands for: another node learns where it is from
 // its frames, and that it has moved.
 func TestLearnedMAC(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	s := newSegBed(t, bedOptions{})
 	mac := plan.MAC{0x52, 0x54, 0, 0xaa, 0xbb, 1}
 	withMAC := func(w *wish) { w.MAC = mac }

@@ -33,7 +33,7 @@ func (c *container) in(at int) *container {
 
 // TestTwoNetworks has containers in a routed network and a segment at once.
 func TestTwoNetworks(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	m := newMixedBed(t, false)
 	n := m.nodes[0]
 	held := n.holdings()
@@ -104,7 +104,7 @@ func checkDefaultRoute(t *testing.T, c *container, link string, gateways ...neti
 
 // TestSegmentAgents stops, kills and replaces agents and programs under traffic in a segment, which must not notice.
 func TestSegmentAgents(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	s := newSegBed(t, bedOptions{})
 	before := s.nodes[0].holdings()
 	floods := []*flood{startFlood(t, s.a, s.far.port.V4), startFlood(t, s.a, s.local.port.V6), startFlood(t, s.a, s.third.port.V6)}
@@ -130,7 +130,7 @@ func TestSegmentAgents(t *testing.T) {
 
 // TestSegmentChanges applies topologies in which the segment is another one, or is not at all.
 func TestSegmentChanges(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	b := newBed(t, bedOptions{nodes: 2, networks: segments + webNetwork})
 	n := b.nodes[0]
 	a, far := n.run(t, "a", "seg"), b.nodes[1].run(t, "far", "seg")
@@ -198,6 +198,7 @@ func TestSegmentChanges(t *testing.T) {
 
 // TestSegmentUninstall takes everything of Lace off a node with segments and a device: it is as it was, to the last route.
 func TestSegmentUninstall(t *testing.T) {
+	takesLong(t)
 	var before []string
 	b := newBed(t, bedOptions{nodes: 1, networks: segments, more: machineEndpoint, prepare: func(b *bed) {
 		n := b.nodes[0]

@@ -20,7 +20,7 @@ var (
 
 // TestNeighbours has containers find each other: a question crosses the underlay once, if at all, and its answer once.
 func TestNeighbours(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
 			s := newSegBed(t, bedOptions{srh: form.srh})

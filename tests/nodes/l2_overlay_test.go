@@ -22,7 +22,7 @@ func TestSegment(t *testing.T) {
 	}{{"reduced", false, 1500}, {"srh", true, 1500}, {"jumbo", false, 9000}} {
 		t.Run(form.name, func(t *testing.T) {
 			if form.mtu > 1500 {
-				notEmulated(t)
+				takesLong(t)
 			}
 			s := newSegBed(t, bedOptions{srh: form.srh, prepare: func(b *bed) { b.setWireMTU(t, form.mtu) }})
 			mtu := form.mtu - segOverhead(form.srh)

@@ -53,7 +53,7 @@ func (m *mixedBed) each(t *testing.T, from *container, to [2]*container, test fu
 
 // TestSegmentPeering joins a routed network and a segment by the segment's gateway, in both directions.
 func TestSegmentPeering(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	m := newMixedBed(t, true)
 	t.Run("to the segment", func(t *testing.T) { m.each(t, m.web[0], m.seg, checkOpens) })
 	t.Run("out of the segment", func(t *testing.T) { m.each(t, m.seg[0], m.web, checkOpens) })
@@ -111,7 +111,7 @@ func checkPeeredWire(t *testing.T, m *mixedBed) {
 
 // TestSegmentPeeringOneWay has a peering with a direction.
 func TestSegmentPeeringOneWay(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	m := newMixedBed(t, false)
 	t.Run("opens", func(t *testing.T) { m.each(t, m.web[0], m.seg, checkOpens) })
 	t.Run("refuses", func(t *testing.T) { m.each(t, m.seg[0], m.web, checkRefuses) })

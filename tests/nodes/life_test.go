@@ -155,6 +155,7 @@ func (s *stream) check(t *testing.T) {
 
 // TestAgentComesAndGoes stops, kills and replaces both agents and their programs under traffic, which must not notice.
 func TestAgentComesAndGoes(t *testing.T) {
+	takesLong(t)
 	b := newBed(t, bedOptions{nodes: 2})
 	x, y := b.nodes[0].run(t, "x", "backend"), b.nodes[1].run(t, "y", "backend")
 	local := b.nodes[0].run(t, "local", "backend")
@@ -196,6 +197,7 @@ func rounds() int {
 
 // TestKilledAtAnyMoment kills the agent while it starts and while it attaches, and looks at what is there afterwards.
 func TestKilledAtAnyMoment(t *testing.T) {
+	takesLong(t)
 	b := newBed(t, bedOptions{nodes: 2})
 	n := b.nodes[0]
 	x, y := n.run(t, "x", "backend"), b.nodes[1].run(t, "y", "backend")

@@ -27,11 +27,11 @@ const (
 // inVM is set where processors are emulated, 20 to 45 times slower.
 var inVM = os.Getenv("LACE_VM") != ""
 
-// notEmulated skips what takes minutes where processors are emulated, and what smaller tests show there as well.
-func notEmulated(t *testing.T) {
+// takesLong skips, with -short, what takes minutes where processors are emulated. Smaller tests show there what a kernel decides.
+func takesLong(t *testing.T) {
 	t.Helper()
-	if inVM {
-		t.Skip("takes minutes where processors are emulated: run it on the machine itself, without LACE_VM")
+	if testing.Short() {
+		t.Skip("takes minutes where processors are emulated: run it without -short")
 	}
 }
 

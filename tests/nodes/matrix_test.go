@@ -426,7 +426,7 @@ func newMatrixBed(t *testing.T, nodes int) *matrixBed {
 // TestReloadUnderTraffic puts two topologies in each other's place while probes run between all networks: at every
 // instant exactly one of them holds.
 func TestReloadUnderTraffic(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	t.Run("one node", func(t *testing.T) {
 		b := newMatrixBed(t, 1)
 		checkReloads(t, b, b.nodes[0], b.at[0], b.at[0])
@@ -465,7 +465,7 @@ func checkReloads(t *testing.T, b *matrixBed, n *node, from, to [4]*container) {
 // TestKilledWhileApplying kills the agent at any moment of an Apply, and starts the next one with either topology: at every
 // instant one of the two holds.
 func TestKilledWhileApplying(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	b := newMatrixBed(t, 1)
 	n, all := b.nodes[0], b.at[0]
 	streams := []*stream{startStream(t, all[0], all[1], 0), startStream(t, all[0], all[1], 1)}

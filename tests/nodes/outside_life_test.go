@@ -107,7 +107,7 @@ func newBusiness(t *testing.T, o bedOptions) (*internet, *container, *container)
 
 // TestAgentsComeAndGoOutside stops, kills and replaces agents under traffic between containers, hosts and the outside.
 func TestAgentsComeAndGoOutside(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	i, web, far := newBusiness(t, bedOptions{networks: businessTables})
 	before := i.nodes[0].holdings()
 	b := begin(t, i, web, far)
@@ -127,7 +127,7 @@ func TestAgentsComeAndGoOutside(t *testing.T) {
 
 // TestReloadOutside puts topologies in each other's place under such traffic, which all of them allow.
 func TestReloadOutside(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	o := bedOptions{networks: businessTables}
 	i, web, far := newBusiness(t, o)
 	o.nodes, o.more = 2, "[network.another]\ntype = \"external\"\nprefixes = [\"203.0.113.0/24\", \"2001:db8:113::/48\"]\n[network.more]\ntype = \"l3\"\nid = 500\nsubnets = [\"10.99.0.0/16\"]\nhost = true\n"
@@ -144,7 +144,7 @@ func TestReloadOutside(t *testing.T) {
 
 // TestEgressIsTakenAway ends what the topology does not allow any more, and begins anew when it does.
 func TestEgressIsTakenAway(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	t.Parallel()
 	i := newInternet(t, bedOptions{nodes: 1, networks: appNetwork, more: masqueraded})
 	n := i.nodes[0]
@@ -206,6 +206,7 @@ func (n *namespace) hostSettings(t *testing.T) []string {
 // TestRemoveOutside holds that uninstalling takes away all that hosts, external networks and published ports need, and that the only
 // settings of the host that change meanwhile are lo's two.
 func TestRemoveOutside(t *testing.T) {
+	takesLong(t)
 	var before, settings []string
 	i, web, far := newBusiness(t, bedOptions{networks: businessTables, prepare: func(b *bed) {
 		n := b.nodes[0]
@@ -266,7 +267,7 @@ func checkNothingAttached(t *testing.T, n *node) {
 
 // TestTheHostsOwn has the host use the network for itself while Lace takes packets out of all its interfaces: nothing of that is touched.
 func TestTheHostsOwn(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	t.Parallel()
 	i, web, far := newBusiness(t, bedOptions{networks: businessTables, prepare: func(b *bed) {
 		b.nodes[0].give(t, "lo", "192.0.2.200/32")

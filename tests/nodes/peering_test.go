@@ -159,6 +159,7 @@ func isBareSYN(frame []byte) bool {
 
 // TestPeeringIsOfTwo has a third network that no peering names.
 func TestPeeringIsOfTwo(t *testing.T) {
+	takesLong(t)
 	s := newShop(t, `
 [network.backend]
 type = "l3"
@@ -182,6 +183,7 @@ subnets = ["10.40.0.0/16", "fd40::/48"]
 // TestAnswersGoBack has flows from a router whose packets come from addresses in another node's block: the answers go to
 // the router, and what the container opens itself goes to the node whose block it is.
 func TestAnswersGoBack(t *testing.T) {
+	takesLong(t)
 	var r *seg6
 	b := newBed(t, bedOptions{nodes: 2, more: seg6Node + decapsulations[0].topology, prepare: func(b *bed) {
 		r = newSeg6(t, b)
@@ -244,7 +246,7 @@ func (n *namespace) dialFrom(t *testing.T, d *net.Dialer, network string, to net
 // TestAddressIsReused gives the address of a container that is gone to another one: what is still sent to the first, over flows
 // that only that one had opened, does not come to the second.
 func TestAddressIsReused(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	s := newShop(t, "")
 	s.each(t, func(t *testing.T, db *container, at int) { checkReuse(t, s, db, at) })
 }

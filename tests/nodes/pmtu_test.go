@@ -114,7 +114,7 @@ var ways = map[string]struct {
 
 // TestPathMTU has a link of 1400 bytes in the middle of the way to the outside: nothing is lost in a black hole, in either direction.
 func TestPathMTU(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	for name, way := range ways {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -169,7 +169,7 @@ func checkPingTrace(t *testing.T, from *container, to netip.Addr, hops ...netip.
 
 // TestPathMTUInwards has the narrow link between who is outside and containers that he reaches by their addresses, and by published ports.
 func TestPathMTUInwards(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	i := newInternet(t, bedOptions{nodes: 2, networks: appNetwork + entered})
 	i.narrow(t)
 	i.routeToContainers(t, 2, 1) // each by the other node
@@ -246,7 +246,7 @@ func checkTracerouteFromLink(t *testing.T, from *namespace, link string, to neti
 
 // TestNarrowWayOut has the node's own interface to the outside take less than its uplink: the node says so itself.
 func TestNarrowWayOut(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	needRoot(t)
 	wide := newNamespace(t, "wide")
 	i := newInternet(t, bedOptions{nodes: 2, networks: appNetwork + byTheFirst, prepare: func(b *bed) {

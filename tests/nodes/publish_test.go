@@ -151,7 +151,7 @@ func TestPublish(t *testing.T) {
 
 // TestPublishedPortsStay stops, kills and replaces the agent while ports are in use, and takes the container away at last.
 func TestPublishedPortsStay(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	s := newShopFront(t, entered)
 	n := s.nodes[0]
 	pins := n.pins()
@@ -194,7 +194,7 @@ func TestPublishedPortsStay(t *testing.T) {
 
 // TestPublishedPortsAreTaken has two containers, and a process of the host, want the same port.
 func TestPublishedPortsAreTaken(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	t.Parallel()
 	s := newShopFront(t, entered, "192.0.2.1@9000:90/tcp")
 	n := s.nodes[0]
@@ -223,7 +223,7 @@ func (i *internet) serverLike(a netip.Addr) netip.Addr {
 
 // TestPublishedPortsAreClosed has no peering that lets anybody in, and says so where the container is attached.
 func TestPublishedPortsAreClosed(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	t.Parallel()
 	s := newShopFront(t, masqueraded)
 	n := s.nodes[0]
@@ -249,7 +249,7 @@ func TestPublishedPortsAreClosed(t *testing.T) {
 
 // TestPublishedAtOneAddress leaves the node's other addresses to the host.
 func TestPublishedAtOneAddress(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	t.Parallel()
 	i := newInternet(t, bedOptions{nodes: 1, networks: appNetwork + entered, prepare: func(b *bed) {
 		b.nodes[0].give(t, uplink, "192.0.2.101/24")

@@ -17,6 +17,7 @@ import (
 
 // TestRelatedErrors holds that ICMP errors go the way of the answers of the flow that they are about, and no other.
 func TestRelatedErrors(t *testing.T) {
+	takesLong(t)
 	s := newShop(t, "")
 	s.each(t, func(t *testing.T, db *container, at int) {
 		t.Run("port", func(t *testing.T) { checkClosedPort(t, s.web, db, at) })
@@ -82,6 +83,7 @@ func (c *capture) errorAbout(to netip.AddrPort) (e icmpError, ok bool) {
 // TestTracerouteOverRouter has a hop of the way behind a router with the kernel's own SRv6: its error is not from where
 // the quoted packet was for.
 func TestTracerouteOverRouter(t *testing.T) {
+	takesLong(t)
 	var r *seg6
 	b := newBed(t, bedOptions{nodes: 1, more: seg6Node + decapsulations[0].topology, prepare: func(b *bed) {
 		r = newSeg6(t, b)

@@ -71,6 +71,7 @@ func TestRoutedUnderlay(t *testing.T) {
 
 // TestTwoUplinks has a second switch between the nodes, and moves the traffic to it.
 func TestTwoUplinks(t *testing.T) {
+	takesLong(t)
 	b := newBed(t, bedOptions{nodes: 2, perNode: "uplinks = [\"up0\", \"up1\"]", prepare: func(b *bed) {
 		joinNamespaces(t, b.nodes[0].namespace, "up1", b.nodes[1].namespace, "up1")
 		for i, n := range b.nodes {
@@ -96,6 +97,7 @@ func TestTwoUplinks(t *testing.T) {
 
 // TestUplinkComesBack takes a node's uplink away and gives it another one of the same name.
 func TestUplinkComesBack(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	for name, keys := range map[string]string{"named": "uplinks = [\"up0\"]", "found": ""} {
 		t.Run(name, func(t *testing.T) {
@@ -126,6 +128,7 @@ func TestUplinkComesBack(t *testing.T) {
 
 // TestPeerChangesMAC gives a peer's uplink another Ethernet address, as a replaced machine has.
 func TestPeerChangesMAC(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	b := newBed(t, bedOptions{nodes: 2})
 	x, y := b.nodes[0].run(t, "x", "backend"), b.nodes[1].run(t, "y", "backend")
@@ -137,6 +140,7 @@ func TestPeerChangesMAC(t *testing.T) {
 
 // TestUplinkChangesMTU lowers the wire's MTU: containers learn of it when they send too much.
 func TestUplinkChangesMTU(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	b := newBed(t, bedOptions{nodes: 2})
 	x, y := b.nodes[0].run(t, "x", "backend"), b.nodes[1].run(t, "y", "backend")
@@ -233,6 +237,7 @@ func pump(from, to *os.File) {
 
 // TestForeignRouteToALocator leaves somebody else's route to a peer's locator as it is.
 func TestForeignRouteToALocator(t *testing.T) {
+	takesLong(t)
 	b := newBed(t, bedOptions{nodes: 2, prepare: func(b *bed) {
 		b.nodes[0].route(t, "5f00:1ace:2::/48", "fd00:a::99", uplink)
 	}})

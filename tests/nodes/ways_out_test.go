@@ -61,7 +61,7 @@ func (n *node) rule(t *testing.T, priority int, change func(r *netlink.Rule, fam
 // TestPolicyRouting has hosts whose traffic goes by rules and tables of their own, as VPNs write them: containers' goes the same way, and
 // in the name of that way.
 func TestPolicyRouting(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	const table = 51820
 	for name, configure := range map[string]func(t *testing.T, n *node, s *second){
 		"table for all": func(t *testing.T, n *node, s *second) {
@@ -156,7 +156,7 @@ func suppresses(t *testing.T, n *node, protocol uint8) (count int) {
 
 // TestWayOutChanges brings a VPN up and down while containers use the outside.
 func TestWayOutChanges(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	t.Parallel()
 	i := newInternet(t, bedOptions{nodes: 1, networks: appNetwork + masqueraded})
 	n := i.nodes[0]
@@ -188,7 +188,7 @@ func TestWayOutChanges(t *testing.T) {
 
 // TestMultihomed has two providers, of which each answers only what it was asked by: ports are published at the addresses of both.
 func TestMultihomed(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	t.Parallel()
 	var s *second
 	i := newInternet(t, bedOptions{nodes: 1, networks: appNetwork + masqueraded + entered, prepare: func(b *bed) {
@@ -235,6 +235,7 @@ func (s *shopFront) soldFrom(t *testing.T, to *namespace, from, at netip.Addr) {
 
 // TestRawWayOut has the default route lead into a device without Ethernet headers.
 func TestRawWayOut(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	needRoot(t)
 	pop := newNamespace(t, "pop")
@@ -320,7 +321,7 @@ func TestHostVRF(t *testing.T) {
 
 // TestUplinkAddressChanges gives a node another address: new flows have it, and so has what a socket sends on over a flow that had the old one.
 func TestUplinkAddressChanges(t *testing.T) {
-	notEmulated(t)
+	takesLong(t)
 	t.Parallel()
 	i := newInternet(t, bedOptions{nodes: 1, networks: appNetwork + masqueraded + entered})
 	n := i.nodes[0]
