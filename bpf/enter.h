@@ -96,11 +96,8 @@ static __always_inline enum reason enter_new(struct context *ctx, const union ad
 		ctx->rewrite.src = *far;
 		ctx->outside.masquerade = 1;
 	}
-	if (was && ctx->outside.masquerade && same_addr(&before.dst, &ctx->rewrite.dst) &&
-	    before.dport == ctx->rewrite.dport) {
-		ctx->rewrite = before;
-		ctx->outside.masquerade = 0;
-	}
+	if (was)
+		keep_port(ctx, &before);
 	return find_place(ctx);
 }
 
@@ -109,7 +106,6 @@ static __always_inline enum reason enter_answer(struct context *ctx, const union
 {
 	struct network *network = find_network(ctx, ctx->network);
 	struct config *cfg = node(ctx->generation);
-	struct peer *peer;
 
 	if (!network || !cfg)
 		return REASON_NO_NETWORK;
@@ -120,11 +116,7 @@ static __always_inline enum reason enter_answer(struct context *ctx, const union
 		ctx->rewrite.dst = ctx->key.dst;
 	if (ctx->outside.way == WAY_CONTAINER)
 		return find_endpoint(ctx, &ctx->rewrite.dst);
-	peer = find_peer(ctx, &ctx->sid, cfg);
-	if (!peer)
-		return REASON_NO_ROUTE;
-	ctx->peer = peer->index;
-	return REASON_NONE;
+	return find_peer_of_sid(ctx, cfg);
 }
 
 static __always_inline enum reason enter_overlay(struct context *ctx)

@@ -41,10 +41,8 @@ static __always_inline enum reason exit_published(struct __sk_buff *skb, struct 
 	ctx->outside.masquerade = masquerade;
 	if (masquerade)
 		ctx->rewrite.src = ctx->key.dst;
-	if (was && masquerade && same_addr(&before.dst, &ctx->rewrite.dst) && before.dport == ctx->rewrite.dport) {
-		ctx->rewrite = before;
-		ctx->outside.masquerade = 0;
-	}
+	if (was)
+		keep_port(ctx, &before);
 	reason = find_endpoint(ctx, &ctx->rewrite.dst);
 	/* No port is taken for what does not go on. */
 	return !reason && !fits_local(skb, ctx) ? REASON_TOO_BIG : reason;

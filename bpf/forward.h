@@ -81,17 +81,27 @@ static __always_inline int send_in(const struct context *ctx)
 	return ctx->direct ? bpf_redirect(ctx->ifindex, 0) : bpf_redirect_peer(ctx->ifindex, 0);
 }
 
+/* The Ethernet header of a packet that goes on as it is. False: there is none. */
+static __always_inline bool address_frame(struct __sk_buff *skb, const struct context *ctx, const struct mac *to,
+					  const struct mac *from)
+{
+	struct ethhdr *eth = packet_start(skb);
+
+	if ((void *)(eth + 1) > packet_end(skb))
+		return false;
+	__builtin_memcpy(eth->h_dest, to, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, from, ETH_ALEN);
+	eth->h_proto = ctx->v4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
+	return true;
+}
+
 /* To the container. The frame gets the addresses of a hop over the gateway. */
 static __always_inline int hand_over(struct __sk_buff *skb, const struct context *ctx, __u32 counter)
 {
-	struct ethhdr *eth = packet_start(skb);
 	struct config *cfg = node(ctx->generation);
 
-	if (!cfg || (void *)(eth + 1) > packet_end(skb))
+	if (!cfg || !address_frame(skb, ctx, &ctx->mac, &cfg->gateway))
 		return drop(skb, REASON_MALFORMED);
-	__builtin_memcpy(eth->h_dest, &ctx->mac, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, &cfg->gateway, ETH_ALEN);
-	eth->h_proto = ctx->v4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
 	count(skb, counter);
 	/* The gateway's MAC is the bridge's, not the port's; before 6.16 the container's stack would refuse. */
 	if (skb->pkt_type != PACKET_HOST)
@@ -204,20 +214,6 @@ static __always_inline int deliver_local(struct __sk_buff *skb, struct context *
 	if (reason)
 		return drop(skb, reason);
 	return hand_over(skb, ctx, counter);
-}
-
-/* The Ethernet header of a packet that goes on as it is. False: there is none. */
-static __always_inline bool address_frame(struct __sk_buff *skb, const struct context *ctx, const struct mac *to,
-					  const struct mac *from)
-{
-	struct ethhdr *eth = packet_start(skb);
-
-	if ((void *)(eth + 1) > packet_end(skb))
-		return false;
-	__builtin_memcpy(eth->h_dest, to, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, from, ETH_ALEN);
-	eth->h_proto = ctx->v4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
-	return true;
 }
 
 /* To a next hop whose MAC address the kernel has to find first, or to look after. */

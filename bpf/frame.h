@@ -84,8 +84,7 @@ static __always_inline int take_frame(struct __sk_buff *skb, struct context *ctx
 	neighbourly = is_neighbourly(skb, ctx, payload);
 	if (neighbourly || is_for_many(ctx) || !is_ip(ctx->type))
 		return take_opaque(skb, ctx, nexthdr, neighbourly);
-	ctx->v4 = ctx->type == bpf_htons(ETH_P_IP);
-	reason = ctx->v4 ? parse_inner_v4(skb, ctx, payload, ctx->ecn) : parse_inner_v6(skb, ctx, payload, ctx->ecn);
+	reason = parse_inner(skb, ctx, ctx->type == bpf_htons(ETH_P_IP), payload, ctx->ecn);
 	if (reason)
 		return drop(skb, check_outer(nexthdr) ?: reason);
 	return take_flow(skb, ctx, nexthdr, true);

@@ -8,43 +8,6 @@
 
 #include "enter.h"
 
-/* The IP header, at l2. False: there is no whole one. */
-static __always_inline bool read_v4(struct __sk_buff *skb, struct context *ctx, __u32 l2)
-{
-	struct iphdr *ip = packet_start(skb) + l2;
-	__u32 total;
-
-	if ((void *)(ip + 1) > packet_end(skb) || ip->version != 4 || ip->ihl < 5)
-		return false;
-	total = skb->gso_size ? skb->len - l2 : bpf_ntohs(ip->tot_len);
-	if (total < ip->ihl * 4u || total > skb->len - l2)
-		return false;
-	ctx->v4 = 1;
-	ctx->tos = ip->tos;
-	ctx->l3_len = total < 0xffff ? total : 0xffff;
-	map_v4(&ctx->key.src, ip->saddr);
-	map_v4(&ctx->key.dst, ip->daddr);
-	return true;
-}
-
-static __always_inline bool read_v6(struct __sk_buff *skb, struct context *ctx, __u32 l2)
-{
-	struct ipv6hdr *ip = packet_start(skb) + l2;
-	__u32 total;
-
-	if ((void *)(ip + 1) > packet_end(skb) || ip->version != 6)
-		return false;
-	total = skb->gso_size ? skb->len - l2 : bpf_ntohs(ip->payload_len) + sizeof(*ip);
-	if (total > skb->len - l2)
-		return false;
-	ctx->v4 = 0;
-	ctx->tos = traffic_class(ip);
-	ctx->l3_len = total < 0xffff ? total : 0xffff;
-	__builtin_memcpy(&ctx->key.src, &ip->saddr, sizeof(ctx->key.src));
-	__builtin_memcpy(&ctx->key.dst, &ip->daddr, sizeof(ctx->key.dst));
-	return !is_mapped_v4(&ctx->key.dst) && !is_mapped_v4(&ctx->key.src);
-}
-
 /* The packet's flow. False: it has none that could be known here. */
 static __always_inline bool read_flow(struct __sk_buff *skb, struct context *ctx, __u32 l2)
 {

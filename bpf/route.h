@@ -153,21 +153,26 @@ static __always_inline enum reason answer_as_node(struct context *ctx, const str
  */
 static __always_inline enum reason route_answer(struct context *ctx, const struct config *cfg)
 {
-	struct peer *peer;
+	enum reason reason;
 
 	if (!ctx->outside.translated)
 		ctx->rewrite.dst = ctx->key.dst;
 	if (!answer_is_open(ctx))
 		return REASON_NO_PEERING;
 	if (ctx->outside.way == WAY_CONTAINER)
-		return find_endpoint(ctx, ctx->outside.translated ? &ctx->rewrite.dst : &ctx->key.dst);
+		return find_endpoint(ctx, &ctx->rewrite.dst);
 	if (ctx->outside.way != WAY_NODE)
 		return REASON_NONE;
-	peer = find_peer(ctx, &ctx->sid, cfg);
-	if (!peer)
-		return REASON_NO_ROUTE;
-	ctx->peer = peer->index;
-	return ctx->outside.translated ? answer_as_node(ctx, cfg) : REASON_NONE;
+	reason = find_peer_of_sid(ctx, cfg);
+	return !reason && ctx->outside.translated ? answer_as_node(ctx, cfg) : reason;
+}
+
+/* What leaves the overlay does so as that peering says. */
+static __always_inline void come_under(struct context *ctx, const struct peering *peering)
+{
+	ctx->external = peering->network;
+	ctx->line = peering->line;
+	ctx->outside.masquerade = !!(peering->flags & PEERING_MASQUERADE);
 }
 
 /* Neither in this network nor in a peered one of the overlay: is it outside, or an address of this node? What it comes to is decided there. */
@@ -181,9 +186,7 @@ static __always_inline enum reason route_outside(struct context *ctx, const stru
 		ctx->line = 0;
 		return REASON_NO_ROUTE;
 	}
-	ctx->external = peering->network;
-	ctx->line = peering->line;
-	ctx->outside.masquerade = !!(peering->flags & PEERING_MASQUERADE);
+	come_under(ctx, peering);
 	ctx->peer = peering->peer;
 	ctx->sid = peering->sid;
 	return REASON_NONE;
@@ -295,9 +298,7 @@ static __always_inline enum reason route_carried(struct context *ctx, const stru
 	peering = find_peering(ctx, ctx->key.network, &ctx->key.dst);
 	if (!peering || peering->peer || peering->network != ctx->network || !leads_to(ctx, peering, &ctx->key.dst))
 		return REASON_NO_PEERING;
-	ctx->external = peering->network;
-	ctx->line = peering->line;
-	ctx->outside.masquerade = !!(peering->flags & PEERING_MASQUERADE);
+	come_under(ctx, peering);
 	ctx->outside.way = WAY_OUT;
 	ctx->network = NETWORK_OUTSIDE;
 	return REASON_NONE;

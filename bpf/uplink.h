@@ -151,55 +151,35 @@ static __always_inline bool carry_congestion_v6(struct ipv6hdr *ip, __u8 outer)
 	return true;
 }
 
-/* Read the inner packet where it lies, at offset; the context gets its flow. */
-static __always_inline enum reason parse_inner_v4(struct __sk_buff *skb, struct context *ctx, __u32 offset, __u8 ecn)
+/* Carry congestion over to the inner header, at offset. */
+static __always_inline bool carry_congestion(struct __sk_buff *skb, bool v4, __u32 offset, __u8 outer)
 {
 	struct iphdr *ip = packet_start(skb) + offset;
-	__u32 total;
+	struct ipv6hdr *ip6 = (void *)ip;
 
-	if ((void *)(ip + 1) > packet_end(skb) || ip->version != 4 || ip->ihl < 5)
-		return REASON_MALFORMED;
-	total = skb->gso_size ? skb->len - offset : bpf_ntohs(ip->tot_len);
-	if (total < ip->ihl * 4u || total > skb->len - offset)
-		return REASON_MALFORMED;
-	ctx->l3_len = total < 0xffff ? total : 0xffff;
-	map_v4(&ctx->key.src, ip->saddr);
-	map_v4(&ctx->key.dst, ip->daddr);
-	if (ecn & 1 && !carry_congestion_v4(ip, ecn)) /* ECT(1) or CE */
-		return REASON_ECN_CONGESTION;
-	ctx->tos = ip->tos; /* routes are asked with it where it leaves again */
-	return parse_flow(skb, offset, true);
+	if (v4)
+		return (void *)(ip + 1) <= packet_end(skb) && carry_congestion_v4(ip, outer);
+	return (void *)(ip6 + 1) <= packet_end(skb) && carry_congestion_v6(ip6, outer);
 }
 
-static __always_inline enum reason parse_inner_v6(struct __sk_buff *skb, struct context *ctx, __u32 offset, __u8 ecn)
+/* Read the inner packet where it lies, at offset; the context gets its flow. ecn: that of the outer header. */
+static __always_inline enum reason parse_inner(struct __sk_buff *skb, struct context *ctx, bool v4, __u32 offset,
+					       __u8 ecn)
 {
-	struct ipv6hdr *ip = packet_start(skb) + offset;
-	__u32 total;
-
-	if ((void *)(ip + 1) > packet_end(skb) || ip->version != 6)
+	if (v4 ? !read_v4(skb, ctx, offset) : !read_v6(skb, ctx, offset))
 		return REASON_MALFORMED;
-	total = skb->gso_size ? skb->len - offset : bpf_ntohs(ip->payload_len) + sizeof(*ip);
-	if (total > skb->len - offset)
-		return REASON_MALFORMED;
-	ctx->l3_len = total < 0xffff ? total : 0xffff;
-	__builtin_memcpy(&ctx->key.src, &ip->saddr, sizeof(ctx->key.src));
-	__builtin_memcpy(&ctx->key.dst, &ip->daddr, sizeof(ctx->key.dst));
-	if (is_mapped_v4(&ctx->key.dst) || is_mapped_v4(&ctx->key.src))
-		return REASON_MALFORMED;
-	if (ecn & 1 && !carry_congestion_v6(ip, ecn))
+	if (ecn & 1 && !carry_congestion(skb, v4, offset, ecn)) /* ECT(1) or CE */
 		return REASON_ECN_CONGESTION;
 	return parse_flow(skb, offset, true);
 }
 
-static __always_inline enum reason parse_inner(struct __sk_buff *skb, struct context *ctx, const struct outer *outer,
-					       __u32 offset)
+static __always_inline enum reason parse_payload(struct __sk_buff *skb, struct context *ctx, const struct outer *outer,
+						 __u32 offset)
 {
 	ctx->v4 = outer->nexthdr == IPPROTO_IPIP;
-	if (ctx->v4)
-		return parse_inner_v4(skb, ctx, offset, outer->ecn);
-	if (outer->nexthdr != IPPROTO_IPV6)
+	if (!ctx->v4 && outer->nexthdr != IPPROTO_IPV6)
 		return REASON_WRONG_PAYLOAD;
-	return parse_inner_v6(skb, ctx, offset, outer->ecn);
+	return parse_inner(skb, ctx, ctx->v4, offset, outer->ecn);
 }
 
 /*
@@ -281,8 +261,8 @@ static __always_inline int take(struct __sk_buff *skb, struct context *ctx, cons
 		ctx->ecn = outer->ecn;
 		return go_to(skb, STAGE_FRAME);
 	}
-	inner = outer->srh ? parse_inner(skb, ctx, outer, l2 + OUTER_LEN + SRH_LEN)
-			   : parse_inner(skb, ctx, outer, l2 + OUTER_LEN);
+	inner = outer->srh ? parse_payload(skb, ctx, outer, l2 + OUTER_LEN + SRH_LEN)
+			   : parse_payload(skb, ctx, outer, l2 + OUTER_LEN);
 	if (inner) {
 		/* What is wrong with the outer header comes first. */
 		reason = check_outer(outer->nexthdr);

@@ -22,23 +22,27 @@ static __always_inline struct flow *find_flow(const struct flow_key *key)
 	return table ? bpf_map_lookup_elem(table, key) : NULL;
 }
 
-/*
- * The key of the other direction of a flow: that of its packets as they go on, turned round.
- */
+/* The key of packets after they were rewritten. */
+static __always_inline void rewrite_key(struct flow_key *key, const struct rewrite *to)
+{
+	key->src = to->src;
+	key->dst = to->dst;
+	key->sport = to->sport;
+	key->dport = to->dport;
+}
+
+/* The key of the other direction of a flow: that of its packets as they go on, turned round. */
 static __always_inline void opposite(struct flow_key *to, const struct flow_key *key, const struct flow *flow)
 {
-	struct flow_key rewritten;
+	struct flow_key onward;
 
 	if (!(flow->flags & FLOW_TRANSLATED)) {
 		turn(to, key, flow->network);
 		return;
 	}
-	rewritten = *key;
-	rewritten.src = flow->to.src;
-	rewritten.dst = flow->to.dst;
-	rewritten.sport = flow->to.sport;
-	rewritten.dport = flow->to.dport;
-	turn(to, &rewritten, flow->network);
+	onward = *key;
+	rewrite_key(&onward, &flow->to);
+	turn(to, &onward, flow->network);
 }
 
 static __always_inline bool is_bare_syn(const struct context *ctx)
@@ -381,12 +385,8 @@ static __always_inline void far_key(struct flow_key *to, const struct context *c
 {
 	struct flow_key key = ctx->key;
 
-	if (ctx->outside.translated) {
-		key.src = ctx->rewrite.src;
-		key.dst = ctx->rewrite.dst;
-		key.sport = ctx->rewrite.sport;
-		key.dport = ctx->rewrite.dport;
-	}
+	if (ctx->outside.translated)
+		rewrite_key(&key, &ctx->rewrite);
 	turn(to, &key, ctx->network);
 }
 

@@ -20,6 +20,17 @@ static __always_inline struct peer *find_peer(const struct context *ctx, const u
 	return bpf_map_lookup_elem(&peers, &key);
 }
 
+/* The context's peer is the node that its SID belongs to. */
+static __always_inline enum reason find_peer_of_sid(struct context *ctx, const struct config *cfg)
+{
+	struct peer *peer = find_peer(ctx, &ctx->sid, cfg);
+
+	if (!peer)
+		return REASON_NO_ROUTE;
+	ctx->peer = peer->index;
+	return REASON_NONE;
+}
+
 static __always_inline __u32 nexthop_index(const struct context *ctx)
 {
 	return SLOT(ctx->generation) * NEXTHOPS + ctx->peer;

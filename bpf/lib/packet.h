@@ -458,3 +458,40 @@ static __always_inline void set_traffic_class(struct ipv6hdr *ip, __u8 tc)
 
 	*word = (*word & bpf_htons(0xf00f)) | bpf_htons((__u16)tc << 4);
 }
+
+/* Read the IP header at offset; the context gets addresses, class and length of the packet. False: it is not whole, or not honest. */
+static __always_inline bool read_v4(struct __sk_buff *skb, struct context *ctx, __u32 offset)
+{
+	struct iphdr *ip = packet_start(skb) + offset;
+	__u32 total;
+
+	if ((void *)(ip + 1) > packet_end(skb) || ip->version != 4 || ip->ihl < 5)
+		return false;
+	total = skb->gso_size ? skb->len - offset : bpf_ntohs(ip->tot_len);
+	if (total < ip->ihl * 4u || total > skb->len - offset)
+		return false;
+	ctx->v4 = 1;
+	ctx->tos = ip->tos;
+	ctx->l3_len = total < 0xffff ? total : 0xffff;
+	map_v4(&ctx->key.src, ip->saddr);
+	map_v4(&ctx->key.dst, ip->daddr);
+	return true;
+}
+
+static __always_inline bool read_v6(struct __sk_buff *skb, struct context *ctx, __u32 offset)
+{
+	struct ipv6hdr *ip = packet_start(skb) + offset;
+	__u32 total;
+
+	if ((void *)(ip + 1) > packet_end(skb) || ip->version != 6)
+		return false;
+	total = skb->gso_size ? skb->len - offset : bpf_ntohs(ip->payload_len) + sizeof(*ip);
+	if (total > skb->len - offset)
+		return false;
+	ctx->v4 = 0;
+	ctx->tos = traffic_class(ip);
+	ctx->l3_len = total < 0xffff ? total : 0xffff;
+	__builtin_memcpy(&ctx->key.src, &ip->saddr, sizeof(ctx->key.src));
+	__builtin_memcpy(&ctx->key.dst, &ip->daddr, sizeof(ctx->key.dst));
+	return !is_mapped_v4(&ctx->key.dst) && !is_mapped_v4(&ctx->key.src);
+}

@@ -37,6 +37,16 @@ static __always_inline struct publication *find_publication(const struct context
 	return is_own_address(addr) || is_loopback(addr) ? find_published(ctx, addr, port) : NULL;
 }
 
+/* A known flow that is masqueraded to the same container keeps the port that it has. before: what its packets became. */
+static __always_inline void keep_port(struct context *ctx, const struct rewrite *before)
+{
+	if (!ctx->outside.masquerade || !same_addr(&before->dst, &ctx->rewrite.dst) ||
+	    before->dport != ctx->rewrite.dport)
+		return;
+	ctx->rewrite = *before;
+	ctx->outside.masquerade = 0;
+}
+
 /* The packet goes to the container instead; who sent it stays. */
 static __always_inline void publish(struct context *ctx, const struct publication *publication)
 {
