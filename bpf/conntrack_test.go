@@ -304,6 +304,7 @@ func TestTCPFlags(t *testing.T) {
 // TestTCPUnreplied: a SYN that is sent again and again to nobody does not keep its flow, on any node, nor does anything else
 // before there is an answer; what follows one does.
 func TestTCPUnreplied(t *testing.T) {
+	decidedByNoKernel(t)
 	eachTalk(t, newPair(t), protoTCP, func(t *testing.T, c talk) {
 		c.step("a S 1000 0 0 new")
 		c.backdate(aged)
@@ -324,6 +325,7 @@ func TestTCPUnreplied(t *testing.T) {
 
 // TestReopenFromTheOtherSide: a SYN of the side that was opened to is a new flow of that side, and has to be allowed as such.
 func TestReopenFromTheOtherSide(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	eachTalk(t, p, protoTCP, func(t *testing.T, c talk) {
 		for _, line := range handshake {
@@ -523,6 +525,7 @@ func (c talk) otherQuery(q ip) {
 
 // TestOtherProtocols: what has ports is tracked by them, the rest by addresses.
 func TestOtherProtocols(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	for _, protocol := range []uint8{47, 50, 132, 136, 253} {
 		eachTalk(t, p, protocol, func(t *testing.T, c talk) {

@@ -171,6 +171,7 @@ func refusals() map[string]refusal {
 // TestRefusalsAreTold: each refused packet gives one event that says what is known of it, and nothing that is
 // known of the packet before.
 func TestRefusalsAreTold(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	for when, left := range p.leftovers() {
 		t.Run(when, func(t *testing.T) {

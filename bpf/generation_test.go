@@ -29,6 +29,7 @@ func (p *pair) decideAgain() {
 // TestDecidedAgain: a flow that is still allowed keeps what is known of it, whichever side speaks first under the new
 // generation, and nothing is told of it.
 func TestDecidedAgain(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	for name, lines := range map[string][]string{
 		"new": {"a S 1000 0 0 new"}, "answered": {"a S 1000 0 0 new", "b SA 5000 1001 0 answered"}, "established": opened("a PA 1001 5001 10 established"),
@@ -114,6 +115,7 @@ func (c talk) wantRefused(from host, p ip, want string) {
 
 // TestPeeringRemoved: the next packet of the flow ends it, in either direction.
 func TestPeeringRemoved(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	for name, ways := range map[string]talk{"across nodes": {a: web1, b: db2}, "on one node": {a: web1, b: db1}, "IPv6": {a: web2, b: db1, v6: true}} {
 		for _, fromB := range []bool{false, true} {
@@ -145,6 +147,7 @@ func TestPeeringRemoved(t *testing.T) {
 // TestEndedConnection: a TCP connection that was ended is not taken up in the middle by the side that may open flows to the
 // other; a SYN of that side opens a new one, also over the old one's ports.
 func TestEndedConnection(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	both := func(p *plan.Plan) {
 		p.Peerings = append(p.Peerings, plan.Peering{From: db, To: backend, Prefix: netip.MustParsePrefix("10.40.0.0/16"), Line: 91},
@@ -200,6 +203,7 @@ func (c talk) wantGone(number int) {
 
 // TestPeeringRemovedAtTheReceiver: the nodes get a new topology one after the other.
 func TestPeeringRemovedAtTheReceiver(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	c := talk{pair: p.on(t), a: web1, b: db2, protocol: protoUDP, aport: 40000, bport: 80}
 	there, back := c.establish()
@@ -222,6 +226,7 @@ func TestPeeringRemovedAtTheReceiver(t *testing.T) {
 
 // TestPeeringAdded: what was refused is let pass at once.
 func TestPeeringAdded(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	eachTalk(t, p, protoUDP, func(t *testing.T, c talk) {
 		if c.a.network() == c.b.network() {
@@ -266,6 +271,7 @@ func (p *pair) renumber(at, peer int, index uint32) {
 
 // TestNodesRenumbered: with another list of nodes a flow goes on to the right one, whichever side speaks first.
 func TestNodesRenumbered(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	for _, first := range []string{"a", "b"} {
 		eachTalk(t, p, protoUDP, func(t *testing.T, c talk) {
@@ -304,6 +310,7 @@ func moveBlock(prefix string) func(p *plan.Plan) {
 
 // TestBlockMoved: where a flow was opened to goes where the blocks say now; an answer of before changes nothing of that.
 func TestBlockMoved(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	for _, late := range []bool{false, true} {
 		t.Run(fmt.Sprintf("late answer=%v", late), func(t *testing.T) {
@@ -325,6 +332,7 @@ func TestBlockMoved(t *testing.T) {
 
 // TestAnsweredByAnotherNode: an answer may come by another way than the flow goes; the flow keeps its own when it is decided again.
 func TestAnsweredByAnotherNode(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	c := talk{pair: p.on(t), a: web1, b: web2, protocol: protoUDP, aport: 40000, bport: 80}
 	there, back := c.establish()
@@ -337,6 +345,7 @@ func TestAnsweredByAnotherNode(t *testing.T) {
 
 // TestBlockComesHere: the block of a flow's other end is this node's now, and so is a container with its address.
 func TestBlockComesHere(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	c := talk{pair: p.on(t), a: web1, b: web2, protocol: protoTCP, aport: 40000, bport: 80}
 	for _, line := range handshake {
@@ -376,6 +385,7 @@ func withoutNetwork(id topology.NetworkID) func(p *plan.Plan) {
 
 // TestNetworkGone: flows from and to it end, in either direction; those of others go on.
 func TestNetworkGone(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	for name, row := range map[string]struct {
 		a, b        host
@@ -455,6 +465,7 @@ func (p *pair) sendAs(from host, dev int, packet ip) string {
 
 // TestAddressTakenOver: a container that has the address of one that is gone has nothing of its flows.
 func TestAddressTakenOver(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	for name, ways := range map[string]talk{"across nodes": {a: web1, b: db2}, "on one node": {a: web1, b: db1}} {
 		for _, protocol := range []uint8{protoUDP, protoTCP} {

@@ -168,6 +168,7 @@ func TestFlood(t *testing.T) {
 
 // TestFloodFromAfar: what comes from a node goes to all ports here, and to no node.
 func TestFloodFromAfar(t *testing.T) {
+	decidedByNoKernel(t)
 	a := newAudience(t, podA, podB, podX, podE, machine, uplink)
 	for how, changeProto := range map[string]bool{"flags": false, "change_proto": true} {
 		n := newNode(t, a.bed, options{number: 1, l2: true, changeProto: changeProto})
@@ -195,6 +196,7 @@ func TestFloodFromAfar(t *testing.T) {
 
 // TestFloodMembers: copies follow who is there; places stay empty where a port has gone.
 func TestFloodMembers(t *testing.T) {
+	decidedByNoKernel(t)
 	a := newAudience(t, podA, podB, podX, podE, machine, uplink, cutter)
 	n := newNode(t, a.bed, options{number: 1, l2: true})
 	frame := bridged(broadcastMAC, udp(s4, all4, 1, 2, 30))

@@ -205,6 +205,7 @@ func (c chat) wantEntry(n *node, k bpf.LaceFlowKey, from, to host, packets uint6
 
 // TestBridgedFlow: a flow that is bridged is known on both nodes in both directions, and ends as a routed one does.
 func TestBridgedFlow(t *testing.T) {
+	decidedByNoKernel(t)
 	s := newSpan(t)
 	t.Run("UDP", func(t *testing.T) {
 		eachChat(t, s, protoUDP, func(t *testing.T, c chat) {
@@ -315,6 +316,7 @@ func TestOtherDestination(t *testing.T) {
 
 // TestReplaced: what came for a container that has gone does not reach the one that has its addresses now as an answer.
 func TestReplaced(t *testing.T) {
+	decidedByNoKernel(t)
 	for name, ways := range map[string]chat{"across nodes": {a: web1, b: web2}, "IPv6": {a: web1, b: web2, v6: true}, "on one node": {a: web1, b: near1}} {
 		t.Run(name, func(t *testing.T) {
 			c := ways

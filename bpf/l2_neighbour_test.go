@@ -173,7 +173,10 @@ func unansweredRows() []row {
 		row{name: "no way to the node that is asked", prepare: func(n *node) { n.nexthops(nexthop{none: true}) }, frame: asks(sMAC, 1, s4, other4), verdict: shot, reason: bpf.LaceReasonREASON_NO_NEXTHOP})
 }
 
-func TestSegmentNeighbour(t *testing.T) { runRows(t, segmentNeighbourRows()) }
+func TestSegmentNeighbour(t *testing.T) {
+	decidedByNoKernel(t)
+	runRows(t, segmentNeighbourRows())
+}
 
 // answeredNode wants the answer on its way to the node that asked: the outer header turned round, the rest as it came.
 func answeredNode(question ip, back netip.Addr, frame []byte) func(testing.TB, *node, result, []byte) {
@@ -288,10 +291,14 @@ func nodeRefusedRows(asking func([]byte) ip) []row {
 	return rows
 }
 
-func TestSegmentNode(t *testing.T) { runRows(t, segmentNodeRows()) }
+func TestSegmentNode(t *testing.T) {
+	decidedByNoKernel(t)
+	runRows(t, segmentNodeRows())
+}
 
 // TestQuestionCrossesOnce: a container asks, its node asks the one that has the address, and that answers; every byte, every form.
 func TestQuestionCrossesOnce(t *testing.T) {
+	decidedByNoKernel(t)
 	b := newBed(t)
 	for name, srh := range map[string]bool{"reduced": false, "srh": true} {
 		one, two := newNode(t, b, options{number: 1, l2: true, srh: srh}), newNode(t, b, options{number: 2, l2: true, srh: srh, changeProto: srh})

@@ -315,7 +315,10 @@ func segmentECNRows() []row {
 	return append(rows, row{name: "ECN no IP", frame: fromUnderlay(classed(sent(odd), 3)), verdict: redirect, reason: bpf.LaceReasonREASON_DECAPSULATED, check: arrived(podA, odd)})
 }
 
-func TestSegmentUplink(t *testing.T) { runRows(t, segmentUplinkRows()) }
+func TestSegmentUplink(t *testing.T) {
+	decidedByNoKernel(t)
+	runRows(t, segmentUplinkRows())
+}
 
 // TestSegmentTruncated cuts frames off the underlay at every length: none goes on that is not whole.
 func TestSegmentTruncated(t *testing.T) {

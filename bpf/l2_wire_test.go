@@ -43,6 +43,7 @@ func TestSegmentWire(t *testing.T) {
 
 // TestSegmentNeighbourWire: questions are answered by the other node, and what is for many comes to it, in all forms.
 func TestSegmentNeighbourWire(t *testing.T) {
+	decidedByNoKernel(t)
 	allWires(t, true, func(t *testing.T, w *wire) {
 		for _, x := range []struct{ question, answer []byte }{
 			{asks(sMAC, 1, s4, other4), eth(sMAC, otherMAC, typeARP, arp(2, otherMAC, other4, sMAC, s4))},

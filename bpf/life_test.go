@@ -173,6 +173,7 @@ func lives(dev int, srh bool) map[string]ip {
 
 // TestLocators sends over locators of many lengths.
 func TestLocators(t *testing.T) {
+	decidedByNoKernel(t)
 	b := newBed(t)
 	for _, bits := range []int{32, 33, 40, 45, 47, 48, 49, 56, 61, 63, 64} {
 		t.Run(fmt.Sprint("/", bits), func(t *testing.T) {

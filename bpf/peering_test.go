@@ -135,6 +135,7 @@ func TestNoPeering(t *testing.T) {
 // TestOwnNetworkFirst: a peering whose prefix holds addresses of the sender's own network takes none of them away, and the
 // longest prefix decides among peerings.
 func TestOwnNetworkFirst(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	c := talk{pair: p.on(t), a: web1, b: web2, protocol: protoUDP, aport: 40000, bport: 80}
 	c.apply(func(p *plan.Plan) {
@@ -152,6 +153,7 @@ func TestOwnNetworkFirst(t *testing.T) {
 
 // TestForeignNetwork: a node that has no block of the peered network knows enough of it.
 func TestForeignNetwork(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	for name, gone := range map[string]struct {
 		id     topology.NetworkID
@@ -193,6 +195,7 @@ func unreachable(about ip) ip {
 
 // TestPeeringErrors: ICMP errors travel against the peering as answers do, and with their flow only.
 func TestPeeringErrors(t *testing.T) {
+	decidedByNoKernel(t)
 	eachPeered(t, newPair(t), protoUDP, func(t *testing.T, c talk) {
 		there, _ := c.udp()
 		c.wantRefused(c.b, unreachable(there), "no_flow")

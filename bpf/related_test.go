@@ -133,6 +133,7 @@ func (c talk) known() map[int]map[bpf.LaceFlowKey]bpf.LaceFlow {
 // TestRelatedDecidedAgain: an error about a flow of an older generation is decided by the new one, and leaves the flow's
 // own decision to its own next packet; where the flow is not allowed any more it ends, without an answer to the error.
 func TestRelatedDecidedAgain(t *testing.T) {
+	decidedByNoKernel(t)
 	p := newPair(t)
 	for name, c := range map[string]talk{"one node": {a: web2, b: db2}, "two nodes": {a: web1, b: db2}, "two nodes, IPv6": {a: web2, b: db1, v6: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -279,7 +280,10 @@ func unrelatedAtContainer() []row {
 	return rows
 }
 
-func TestUnrelated(t *testing.T) { runRows(t, unrelatedRows()) }
+func TestUnrelated(t *testing.T) {
+	decidedByNoKernel(t)
+	runRows(t, unrelatedRows())
+}
 
 // TestRelatedFromTheWay: an error from the underlay may be of a router between, which was not sent the packet.
 func TestRelatedFromTheWay(t *testing.T) {

@@ -308,6 +308,7 @@ func FuzzSequences(f *testing.F) {
 
 // TestSequences is a short run of the same, the same each time, and shows that it gets to what it is about.
 func TestSequences(t *testing.T) {
+	decidedByNoKernel(t)
 	r := newRunner(t)
 	random := rand.New(rand.NewPCG(5, 6))
 	rounds := 30

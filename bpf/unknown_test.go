@@ -20,7 +20,10 @@ func unknownRows() []row {
 	return append(rows, networklessRows()...)
 }
 
-func TestUnknown(t *testing.T) { runRows(t, unknownRows()) }
+func TestUnknown(t *testing.T) {
+	decidedByNoKernel(t)
+	runRows(t, unknownRows())
+}
 
 // bothWays is a packet that podA sends to node 2, and one that comes from there: at both they are refused alike.
 func bothWays(name string, reason bpf.LaceReason, out, in ip) []row {

@@ -5,10 +5,11 @@
 //	testsum [-tally FILE] [-allow FILE] [-package NAME] -- COMMAND [ARG...]
 //	testsum -total -tally FILE
 //
-// It prints a line per package, all output of what failed, and every skip with its reason. With -package,
-// COMMAND is a test binary run with -test.v=test2json, whose output is shown under that name; if it then ends with
-// status 77, it could not run here, which counts as one skip. With -allow, a skip that no line of that
-// file expects fails the run. With -total it prints "N passed, N failed, N skipped" of all runs so far.
+// It prints a line per package, with the tests that took longest where it took a minute, all output of what
+// failed, and every skip with its reason. With -package, COMMAND is a test binary run with -test.v=test2json, whose
+// output is shown under that name; if it then ends with status 77, it could not run here, which counts as one skip.
+// With -allow, a skip that no line of that file expects fails the run. With -total it prints "N passed, N failed,
+// N skipped" of all runs so far.
 //
 // Exit status: 0 when all went well, 1 when a test or the command failed or a skip was not expected, 2 for a
 // wrong use.

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -37,9 +38,34 @@ type report struct {
 
 	output  map[testID][]string // of what has not ended
 	running map[testID]bool     // tests that began and did not end
-	perPkg  map[string]*counts
+	perPkg  map[string]*tests
 	spoken  time.Time // when the last line was printed
 }
+
+// tests are those of a package so far.
+type tests struct {
+	counts
+	skips []skips
+	took  []took
+}
+
+// skips are expected ones for one reason.
+type skips struct {
+	why  string
+	what []string
+}
+
+// took is how long a test did, with its subtests.
+type took struct {
+	test    string
+	seconds float64
+}
+
+// A package that takes longer than slow tells which tests are to be blamed for it, so many of them.
+const (
+	slow    = 60 * time.Second
+	slowest = 5
+)
 
 // quiet is how long a report says nothing before it names the tests that are running.
 const quiet = 30 * time.Second
@@ -47,7 +73,7 @@ const quiet = 30 * time.Second
 func newReport(out io.Writer, allowed allowList) *report {
 	return &report{
 		out: out, allowed: allowed, spoken: time.Now(),
-		output: map[testID][]string{}, running: map[testID]bool{}, perPkg: map[string]*counts{},
+		output: map[testID][]string{}, running: map[testID]bool{}, perPkg: map[string]*tests{},
 	}
 }
 
@@ -124,6 +150,9 @@ func (r *report) end(id testID, e event) {
 		r.endPackage(id, e)
 		return
 	}
+	if !strings.Contains(id.test, "/") {
+		r.of(id.pkg).took = append(r.of(id.pkg).took, took{id.test, e.Elapsed})
+	}
 	switch e.Action {
 	case "pass":
 		r.of(id.pkg).Passed++
@@ -135,9 +164,9 @@ func (r *report) end(id testID, e event) {
 	r.forget(id)
 }
 
-func (r *report) of(pkg string) *counts {
+func (r *report) of(pkg string) *tests {
 	if r.perPkg[pkg] == nil {
-		r.perPkg[pkg] = &counts{}
+		r.perPkg[pkg] = &tests{}
 	}
 	return r.perPkg[pkg]
 }
@@ -155,12 +184,27 @@ func (r *report) fail(id testID, note string) {
 	}
 }
 
+// skip tells one that is not expected at once, others with their package.
 func (r *report) skip(id testID, why string) {
-	r.of(id.pkg).Skipped++
-	r.print("SKIP %s: %s", id, why)
+	t := r.of(id.pkg)
+	t.Skipped++
 	if !r.allowed.expects(fmt.Sprintf("%s: %s", id, why)) {
 		r.refused++
+		r.print("SKIP %s: %s", id, why)
 		r.print("    this skip is not on the list of those that are expected")
+		return
+	}
+	i := slices.IndexFunc(t.skips, func(s skips) bool { return s.why == why })
+	if i < 0 {
+		i = len(t.skips)
+		t.skips = append(t.skips, skips{why: why})
+	}
+	t.skips[i].what = append(t.skips[i].what, id.test)
+}
+
+func (r *report) tellSkips(pkg string) {
+	for _, s := range r.of(pkg).skips {
+		r.print("SKIP %s: %s", testID{pkg, strings.Join(s.what, ", ")}, s.why)
 	}
 }
 
@@ -168,8 +212,9 @@ func (r *report) skip(id testID, why string) {
 func (r *report) skipPackage(pkg, why string) {
 	id := testID{pkg: pkg}
 	r.forget(id)
-	r.perPkg[pkg] = &counts{}
+	r.perPkg[pkg] = &tests{}
 	r.skip(id, why)
+	r.tellSkips(pkg)
 	r.close(pkg)
 }
 
@@ -191,8 +236,22 @@ func (r *report) endPackage(id testID, e event) {
 	if c.Failed > 0 {
 		word = "FAIL"
 	}
-	r.print("%s %s: %s (%.1f s)", word, id.pkg, c, e.Elapsed)
+	r.tellSkips(id.pkg)
+	r.print("%s %s: %s (%.1f s%s)", word, id.pkg, c.counts, e.Elapsed, c.slowest(e.Elapsed))
 	r.close(id.pkg)
+}
+
+// slowest names the tests that took longest, of a package that took that many seconds.
+func (t *tests) slowest(seconds float64) string {
+	if seconds < slow.Seconds() {
+		return ""
+	}
+	slices.SortStableFunc(t.took, func(a, b took) int { return cmp.Compare(b.seconds, a.seconds) })
+	names := make([]string, 0, slowest)
+	for _, one := range t.took[:min(slowest, len(t.took))] {
+		names = append(names, fmt.Sprintf("%s %.0f", one.test, one.seconds))
+	}
+	return "; slowest: " + strings.Join(names, ", ")
 }
 
 // failUnended fails the tests that were running when their package ended.
@@ -215,7 +274,7 @@ func (r *report) runningTests() []testID {
 }
 
 func (r *report) close(pkg string) {
-	r.counts.add(*r.perPkg[pkg])
+	r.counts.add(r.perPkg[pkg].counts)
 	delete(r.perPkg, pkg)
 }
 

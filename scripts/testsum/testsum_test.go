@@ -45,6 +45,17 @@ func TestReport(t *testing.T) {
 				{"Action":"pass","Package":"p"}`,
 			want: counts{Skipped: 1}, says: []string{"SKIP p TestA: no VRF here\n"}, silent: []string{"first log"},
 		},
+		"skips for one reason": {
+			events: skip("TestA", "no VRF here") + skip("TestB", "no tun here") + skip("TestC", "no VRF here") + `{"Action":"pass","Package":"p"}`,
+			want:   counts{Skipped: 3}, says: []string{"SKIP p TestA, TestC: no VRF here\nSKIP p TestB: no tun here\nok "},
+		},
+		"what took a minute": {
+			events: `{"Action":"pass","Package":"p","Test":"TestA/sub","Elapsed":59}
+				{"Action":"pass","Package":"p","Test":"TestA","Elapsed":1}
+				{"Action":"pass","Package":"p","Test":"TestB","Elapsed":58.7}
+				{"Action":"pass","Package":"p","Elapsed":60}`,
+			want: counts{Passed: 3}, says: []string{"0 skipped (60.0 s; slowest: TestB 59, TestA 1)"},
+		},
 		"an expected skip": {
 			events:  skipped("no VRF here"),
 			allowed: allowList{regexp.MustCompile("no VRF")},
@@ -96,10 +107,12 @@ func TestReport(t *testing.T) {
 	}
 }
 
-func skipped(why string) string {
-	return `{"Action":"output","Package":"p","Test":"TestA","Output":"    a_test.go:2: ` + why + `\n"}
-		{"Action":"skip","Package":"p","Test":"TestA"}
-		{"Action":"pass","Package":"p"}`
+func skipped(why string) string { return skip("TestA", why) + `{"Action":"pass","Package":"p"}` }
+
+func skip(test, why string) string {
+	return `{"Action":"output","Package":"p","Test":"` + test + `","Output":"    a_test.go:2: ` + why + `\n"}
+		{"Action":"skip","Package":"p","Test":"` + test + `"}
+`
 }
 
 func check(t *testing.T, out string, says, silent []string) {
