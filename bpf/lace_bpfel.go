@@ -208,6 +208,14 @@ type LaceEgress struct {
 	V6    LaceAddr
 }
 
+type LaceEgressFlags uint32
+
+const (
+	LaceEgressFlagsEGRESS_HAS_V4 LaceEgressFlags = 1
+	LaceEgressFlagsEGRESS_HAS_V6 LaceEgressFlags = 2
+	LaceEgressFlagsEGRESS_RAW    LaceEgressFlags = 4
+)
+
 type LaceEndpoint struct {
 	_       structs.HostLayout
 	Ifindex uint32
@@ -471,6 +479,15 @@ const (
 	LaceNexthopFlagsNEXTHOP_RAW LaceNexthopFlags = 2
 )
 
+type LaceOuterSide uint32
+
+const (
+	LaceOuterSideOUTER_NONE     LaceOuterSide = 0
+	LaceOuterSideOUTER_OUTSIDE  LaceOuterSide = 1
+	LaceOuterSideOUTER_HOST     LaceOuterSide = 2
+	LaceOuterSideOUTER_LOOPBACK LaceOuterSide = 3
+)
+
 type LacePeer struct {
 	_       structs.HostLayout
 	Index   uint32
@@ -495,6 +512,13 @@ type LacePeering struct {
 	Peer    uint32
 	Sid     LaceAddr
 }
+
+type LacePeeringFlags uint32
+
+const (
+	LacePeeringFlagsPEERING_EXTERNAL   LacePeeringFlags = 1
+	LacePeeringFlagsPEERING_MASQUERADE LacePeeringFlags = 2
+)
 
 type LacePeeringKey struct {
 	_         structs.HostLayout
@@ -699,6 +723,16 @@ const (
 	LaceVerdictVERDICT_PASSED  LaceVerdict = 1
 	LaceVerdictVERDICT_REFUSED LaceVerdict = 2
 	LaceVerdictVERDICT_ENDED   LaceVerdict = 3
+)
+
+type LaceWay uint32
+
+const (
+	LaceWayWAY_CONTAINER LaceWay = 0
+	LaceWayWAY_NODE      LaceWay = 1
+	LaceWayWAY_OUT       LaceWay = 2
+	LaceWayWAY_HOST      LaceWay = 3
+	LaceWayWAY_LOOPBACK  LaceWay = 4
 )
 
 // Names of all BPF objects in the ELF.

@@ -22,13 +22,11 @@ type hostState struct {
 
 // readHost finds out what the host is now. The links of the plan have to be there.
 func (d *Dataplane) readHost(p *plan.Plan) (hostState, error) {
-	side, err := d.dev.HostSide(p)
-	addresses, err2 := d.dev.Addresses()
-	egresses, err3 := d.dev.Egresses(p)
-	if err := errors.Join(err, err2, err3); err != nil {
+	o, err := d.dev.Outlook(p)
+	if err != nil {
 		return hostState{}, fmt.Errorf("find out what the host is to the overlay: %w", err)
 	}
-	return hostState{side, addresses, egresses}, nil
+	return hostState{o.HostSide(), o.Addresses(), o.Egresses()}, nil
 }
 
 // and adds what was there before and is not any more: it is still in use by the generation that is active.

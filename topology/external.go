@@ -20,25 +20,6 @@ func derivedID(name string) NetworkID {
 	return derivedIDs | NetworkID(binary.BigEndian.Uint32(sum[:])>>12)
 }
 
-// ExternalOf is the external network that an address is in: that of the longest prefix which has it. What is in the locator block is in
-// none.
-func (t *Topology) ExternalOf(a netip.Addr) (*Network, bool) {
-	a = a.Unmap().WithZone("")
-	if t.Underlay.LocatorBlock.Contains(a) {
-		return nil, false
-	}
-	var of *Network
-	longest := -1
-	for _, n := range t.Networks {
-		for _, p := range n.Prefixes {
-			if p.Bits() > longest && p.Contains(a) {
-				of, longest = n, p.Bits()
-			}
-		}
-	}
-	return of, of != nil
-}
-
 // outerPrefix is a prefix of either family that is outside of the overlay. It may be everything there is.
 type outerPrefix struct{ netip.Prefix }
 

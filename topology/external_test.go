@@ -5,7 +5,6 @@ package topology
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -113,36 +112,6 @@ func TestDerivedIDClash(t *testing.T) {
 			fmt.Sprintf("t.toml:18: network.%s.id: %d, which follows from the name, is the id of first (line 16) too; write an id", b, derivedID(b))},
 	})
 	roundTrip(t, mustParse(t, text+"id = 7\n"))
-}
-
-func TestExternalOf(t *testing.T) {
-	top := mustParse(t, outerNets+"[network.within]\ntype='external'\nprefixes=['192.0.2.128/25', '2001:db8:1::1/128']\n")
-	for a, want := range map[string]string{
-		"192.0.2.1": "office", "192.0.2.127": "office", "192.0.2.128": "within", "192.0.3.1": "internet", "::ffff:192.0.2.1": "office",
-		"2001:db8::1": "office", "2001:db8:1::1": "within", "2001:db8:1::2": "office", "2001:db9::1": "internet", "2001:db8::1%eth0": "office",
-		"100.64.0.1": "carrier", "10.99.0.0": "carrier", "5f00:1ace::1": "", "5f00:1acf::1": "internet",
-	} {
-		n, ok := top.ExternalOf(addr(a))
-		if got := nameOf(n); got != want || ok != (want != "") {
-			t.Errorf("%s is in %q (%t), want %q", a, got, ok, want)
-		}
-	}
-	some := mustParse(t, base+"[network.office]\ntype='external'\nprefixes=['192.0.2.0/24', '::/0']\n")
-	for _, a := range []string{"192.0.3.1", "0.0.0.0"} {
-		if n, ok := some.ExternalOf(addr(a)); ok { // ::/0 has no IPv4 address
-			t.Errorf("%s is in %s", a, n.Name)
-		}
-	}
-	if n, ok := some.ExternalOf(netip.Addr{}); ok {
-		t.Errorf("no address is in %s", n.Name)
-	}
-}
-
-func nameOf(n *Network) string {
-	if n == nil {
-		return ""
-	}
-	return n.Name
 }
 
 func TestOuterPeerings(t *testing.T) {

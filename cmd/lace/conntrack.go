@@ -321,7 +321,7 @@ func (n *names) tracked(c maps.Connection) *tracked {
 	case c.Way == maps.WayNode:
 		to.Node = n.peer(c.Peer, c.SID)
 	default:
-		c.SID = netip.Addr{} // where its peering would have it leave, had it not been for this node itself
+		c.SID = netip.Addr{} // of a way that its peering names and that it does not go
 	}
 	t := &tracked{
 		Protocol: protocolName(c.Protocol), State: maps.FlowStateName(c.State), Src: c.Src.Addr(), Dst: c.Dst.Addr(),

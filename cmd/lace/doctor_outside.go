@@ -55,12 +55,12 @@ func lookAround(p *plan.Plan, s conf.Settings) (*surroundings, error) {
 	}
 	defer dev.Close()
 	a := &surroundings{plan: p, agent: agentRuns(s.HookSocket), published: publishes(s.BPFFS)}
-	if a.side, err = dev.HostSide(p); err == nil {
-		a.egresses, err = dev.Egresses(p)
+	o, err := dev.Outlook(p)
+	if err != nil {
+		return nil, err
 	}
-	if err == nil {
-		a.detours, err = dev.Detours()
-	}
+	a.side, a.egresses = o.HostSide(), o.Egresses()
+	a.detours, err = dev.Detours()
 	return a, err
 }
 

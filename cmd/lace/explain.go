@@ -124,6 +124,7 @@ type explainer struct {
 	plan  *plan.Plan
 	topo  *topology.Topology // of the file; nil: it is not the one of the plan
 	dev   *netdev.Handle
+	host  *netdev.Outlook
 	ports []netdev.Port
 	links map[uint32]string
 	notes []string
@@ -140,6 +141,9 @@ func newExplainer(ctx context.Context, e *env, s conf.Settings) (*explainer, err
 	}
 	if err == nil {
 		err = x.readPlan(ctx, e, s)
+	}
+	if err == nil {
+		x.host, err = x.dev.Outlook(x.plan)
 	}
 	if err != nil {
 		x.dev.Close()
@@ -297,10 +301,10 @@ func (x *explainer) network(id uint32) string {
 	return fmt.Sprintf("#%d", id)
 }
 
-func (x *explainer) peerOf(index uint32) *plan.Peer {
-	for i := range x.plan.Peers {
-		if x.plan.Peers[i].Index == index {
-			return &x.plan.Peers[i]
+func peerOf(p *plan.Plan, index uint32) *plan.Peer {
+	for i := range p.Peers {
+		if p.Peers[i].Index == index {
+			return &p.Peers[i]
 		}
 	}
 	return nil
@@ -319,7 +323,7 @@ func (x *explainer) peer(index uint32) string {
 	if index == 0 {
 		return ""
 	}
-	if p := x.peerOf(index); p != nil {
+	if p := peerOf(x.plan, index); p != nil {
 		return p.Name
 	}
 	return fmt.Sprintf("#%d", index)

@@ -158,7 +158,7 @@ func (x *explainer) containers(from string, to target) (found []*origin) {
 // remote are the places of an address in the blocks of other nodes; networks may overlap.
 func (x *explainer) remote(addr netip.Addr) (found []*origin) {
 	for _, b := range x.plan.Blocks {
-		peer := x.peerOf(b.Peer)
+		peer := peerOf(x.plan, b.Peer)
 		if b.Local || peer == nil || !b.Prefix.Contains(addr) {
 			continue
 		}

@@ -36,14 +36,10 @@ func (x *explainer) thisHost(addr netip.Addr, q question) (*origin, error) {
 
 // hostAddress is what this host sends from: an address of its own it asks from that one.
 func (x *explainer) hostAddress(to target) (netip.Addr, error) {
-	own, err := x.isOwnAddress(to.addr)
-	if err != nil || own {
-		return to.addr, err
+	if x.isOwnAddress(to.addr) {
+		return to.addr, nil
 	}
-	side, err := x.dev.HostSide(x.plan)
-	if err != nil {
-		return netip.Addr{}, err
-	}
+	side := x.host.HostSide()
 	addr := side.V6
 	if to.addr.Is4() {
 		addr = side.V4
@@ -55,10 +51,9 @@ func (x *explainer) hostAddress(to target) (netip.Addr, error) {
 }
 
 // isOwnAddress says whether an address is this host's, or a loopback one.
-func (x *explainer) isOwnAddress(a netip.Addr) (bool, error) {
-	all, err := x.dev.Addresses()
-	_, own := all[a]
-	return own || a.IsLoopback(), err
+func (x *explainer) isOwnAddress(a netip.Addr) bool {
+	_, own := x.host.Addresses()[a]
+	return own || a.IsLoopback()
 }
 
 // isOpen says whether anything but containers of nodes may meet the overlay here.
@@ -66,11 +61,7 @@ func (x *explainer) isOpen() bool { return len(x.plan.Externals) > 0 || len(x.pl
 
 // outside is the origin of an address that no container has: this host's, another node's host's, or one outside of the overlay.
 func (x *explainer) outside(addr netip.Addr, q question) (*origin, error) {
-	own, err := x.isOwnAddress(addr)
-	if err != nil {
-		return nil, err
-	}
-	if own && x.isOpen() {
+	if x.isOwnAddress(addr) && x.isOpen() {
 		return x.thisHost(addr, q)
 	}
 	if p := x.peerAt(addr); p != nil && len(x.plan.HostRoutes) > 0 {
@@ -156,25 +147,17 @@ func (o *origin) flowNetwork() uint32 {
 
 // reachesOverlay says whether the host's own packets to the target meet a program: routes lead them out of lc-host, and those to itself go by lo.
 func (x *explainer) reachesOverlay(o *origin, to target) bool {
-	own, err := x.isOwnAddress(to.addr)
-	return err != nil || own || slices.ContainsFunc(x.plan.HostRoutes, func(p netip.Prefix) bool { return p.Contains(to.addr) })
+	return x.isOwnAddress(to.addr) || slices.ContainsFunc(x.plan.HostRoutes, func(p netip.Prefix) bool { return p.Contains(to.addr) })
 }
 
 // fromHost has this host send: by lc-host to containers, by lo to itself.
 func (x *explainer) fromHost(o *origin, to target) (entrance, error) {
-	side, err := x.dev.HostSide(x.plan)
-	if err != nil {
-		return entrance{}, err
-	}
+	side := x.host.HostSide()
 	packet, err := firstPacket(o.Addr, to)
 	if err != nil {
 		return entrance{}, err
 	}
-	own, err := x.isOwnAddress(to.addr)
-	if err != nil {
-		return entrance{}, err
-	}
-	if own {
+	if x.isOwnAddress(to.addr) {
 		o.Interface = x.link(uint32(side.Loopback))
 		return entrance{hook.Loopback, side.Loopback, inEthernet(plan.MAC{}, plan.MAC{}, packet)}, nil
 	}
@@ -206,22 +189,19 @@ func (x *explainer) fromOutside(o *origin, to target) (entrance, error) {
 }
 
 func (x *explainer) egressFor(src, dst netip.Addr) (netdev.Egress, error) {
-	all, err := x.dev.Egresses(x.plan)
-	if err != nil {
-		return netdev.Egress{}, err
-	}
+	all := x.host.Egresses()
 	if len(all) == 0 {
 		return netdev.Egress{}, fmt.Errorf("node %s has no interface that leads outside of the overlay, so nothing comes in: no route leaves by one that is up", x.plan.Node)
 	}
-	holders, err := x.dev.Addresses()
+	holders := x.host.Addresses()
 	for _, near := range []netip.Addr{dst, nearAddress(src)} {
 		for _, e := range all {
 			if index, own := holders[near]; own && index == e.Index {
-				return e, err
+				return e, nil
 			}
 		}
 	}
-	return all[0], err
+	return all[0], nil
 }
 
 // nearAddress is the one from which the host itself would send to an address; invalid: it has no way. Nothing is sent.

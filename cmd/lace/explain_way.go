@@ -93,7 +93,7 @@ func askRoutes(r *explanation) string {
 }
 
 func (x *explainer) nextNode(r *explanation, ev trace.Event) string {
-	if p := x.peerOf(ev.Peer); p != nil && p.Kind == topology.KindRouter {
+	if p := peerOf(x.plan, ev.Peer); p != nil && p.Kind == topology.KindRouter {
 		return fmt.Sprintf("%s is a router: what it does with the packet is its own affair", p.Name)
 	}
 	if externalNamed(x.plan.Externals, ev.To) {

@@ -16,6 +16,7 @@ import (
 	"github.com/lace-net/lace/bpf"
 	"github.com/lace-net/lace/dataplane/hook"
 	"github.com/lace-net/lace/dataplane/maps"
+	"github.com/lace-net/lace/dataplane/plan"
 	"github.com/lace-net/lace/dataplane/trace"
 	"github.com/lace-net/lace/topology"
 )
@@ -230,5 +231,28 @@ func TestRealMasqueradeIsNamed(t *testing.T) {
 	}
 	if x := n.explained("--from web-1 --to 198.51.100.7:53/udp"); x.Flow == nil || x.Flow.SourcePort != 7777 || x.Flow.Packets != 1 {
 		t.Errorf("the open flow is explained as %+v", x.Flow)
+	}
+}
+
+func TestExternalOf(t *testing.T) {
+	prefixes := func(texts ...string) (all []netip.Prefix) {
+		for _, p := range texts {
+			all = append(all, netip.MustParsePrefix(p))
+		}
+		return all
+	}
+	some := []plan.External{{Name: "internet", Prefixes: prefixes("0.0.0.0/0", "2000::/3")}, {Name: "office", Prefixes: prefixes("192.0.2.0/24", "2001:db8::/32")},
+		{Name: "within", Prefixes: prefixes("192.0.2.128/25", "2001:db8:1::1/128")}}
+	for a, want := range map[string]string{
+		"192.0.2.1": "office", "192.0.2.127": "office", "192.0.2.128": "within", "192.0.3.1": "internet",
+		"2001:db8::1": "office", "2001:db8:1::1": "within", "2001:db8:1::2": "office", "2001:db9::1": "internet", "fd00::1": "",
+	} {
+		got := ""
+		if e := externalOf(some, address(a)); e != nil {
+			got = e.Name
+		}
+		if got != want {
+			t.Errorf("%s is in %q, want %q", a, got, want)
+		}
 	}
 }

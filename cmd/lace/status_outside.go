@@ -72,20 +72,20 @@ func (st *status) readOutside(dev *netdev.Handle, p *plan.Plan) error {
 	for _, e := range p.Externals {
 		st.Externals = append(st.Externals, st.external(p, e))
 	}
-	egresses, err := dev.Egresses(p)
+	o, err := dev.Outlook(p)
 	if err != nil {
 		return err
 	}
-	for _, e := range egresses {
+	for _, e := range o.Egresses() {
 		st.Egresses = append(st.Egresses, egressStatus{e.Name, e.V4, e.V6})
 	}
 	if len(p.Externals) == 0 && len(p.HostRoutes) == 0 {
 		return nil
 	}
-	side, err := dev.HostSide(p)
+	side := o.HostSide()
 	st.Host = &hostStatus{Interface: plan.HostSide, Present: side.Stack != 0, V4: side.V4, V6: side.V6,
 		Routes: append([]netip.Prefix{}, p.HostRoutes...)} // a list, also where it is empty
-	return err
+	return nil
 }
 
 func (st *status) external(p *plan.Plan, e plan.External) externalStatus {
@@ -104,10 +104,8 @@ func (st *status) external(p *plan.Plan, e plan.External) externalStatus {
 
 // peerName is the name of another node by its index, "" of 0.
 func peerName(p *plan.Plan, index uint32) string {
-	for _, peer := range p.Peers {
-		if peer.Index == index {
-			return peer.Name
-		}
+	if peer := peerOf(p, index); peer != nil {
+		return peer.Name
 	}
 	return ""
 }

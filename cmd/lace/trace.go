@@ -170,7 +170,7 @@ func (n *names) trace(e trace.Event) *traced {
 	case maps.Way(e.Way) == maps.WayNode:
 		to.Node = n.peer(e.Peer, e.SID)
 	default:
-		e.SID = netip.Addr{} // where its peering would have it leave, had it not been for this node itself
+		e.SID = netip.Addr{} // of a way that its peering names and that it does not go
 	}
 	t := &traced{
 		Time: e.Time, Node: n.node, Verdict: trace.VerdictName(e.Verdict), Reason: maps.ReasonName(e.Reason), Stage: trace.StageName(e.Stage),

@@ -60,11 +60,11 @@ func RewriteOf(src, dst bpf.LaceAddr, sport, dport uint16) Rewrite {
 type Way uint8
 
 const (
-	WayContainer Way = iota // to one of this node
-	WayNode                 // to another node
-	WayOut                  // out of the overlay, by the host's own routing
-	WayHost                 // to the host itself
-	WayLoopback             // to the host itself: an answer to what it sent to itself
+	WayContainer = Way(bpf.LaceWayWAY_CONTAINER) // to one of this node
+	WayNode      = Way(bpf.LaceWayWAY_NODE)      // to another node
+	WayOut       = Way(bpf.LaceWayWAY_OUT)       // out of the overlay, by the host's own routing
+	WayHost      = Way(bpf.LaceWayWAY_HOST)      // to the host itself
+	WayLoopback  = Way(bpf.LaceWayWAY_LOOPBACK)  // to the host itself: an answer to what it sent to itself
 )
 
 // String is the word for a way: "out".

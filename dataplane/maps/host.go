@@ -75,24 +75,17 @@ func (m *Maps) SyncEgresses(egresses []Egress) error {
 	return nil
 }
 
-// enum egress_flags of bpf/lib/types.h.
-const (
-	egressHasV4 = 1
-	egressHasV6 = 2
-	egressRaw   = 4
-)
-
 func egressRow(e Egress) bpf.LaceEgress {
 	row := bpf.LaceEgress{V4: be32(e.V4)}
 	row.V6.U8 = addr(e.V6).U8
 	if e.V4.IsValid() {
-		row.Flags |= egressHasV4
+		row.Flags |= uint32(bpf.LaceEgressFlagsEGRESS_HAS_V4)
 	}
 	if e.V6.IsValid() {
-		row.Flags |= egressHasV6
+		row.Flags |= uint32(bpf.LaceEgressFlagsEGRESS_HAS_V6)
 	}
 	if e.Raw {
-		row.Flags |= egressRaw
+		row.Flags |= uint32(bpf.LaceEgressFlagsEGRESS_RAW)
 	}
 	return row
 }

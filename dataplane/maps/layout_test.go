@@ -91,20 +91,3 @@ func TestMapsHoldTheirTypes(t *testing.T) {
 		}
 	}
 }
-
-// TestFlagsAreThoseOfC: of enums that are not generated.
-func TestFlagsAreThoseOfC(t *testing.T) {
-	want := map[string]uint64{
-		"PEERING_EXTERNAL": peeringExternal, "PEERING_MASQUERADE": peeringMasquerade,
-		"EGRESS_HAS_V4": egressHasV4, "EGRESS_HAS_V6": egressHasV6, "EGRESS_RAW": egressRaw,
-	}
-	for _, v := range append(enumOf(t, "peering_flags"), enumOf(t, "egress_flags")...) {
-		if have, ok := want[v.Name]; !ok || have != v.Value {
-			t.Errorf("%s is %d, want %d", v.Name, have, v.Value)
-		}
-		delete(want, v.Name)
-	}
-	if len(want) != 0 {
-		t.Errorf("C does not have %v", want)
-	}
-}

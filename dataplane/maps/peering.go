@@ -23,12 +23,6 @@ func inFamily(scope uint32, prefix netip.Prefix) uint32 {
 
 const familyBit = 30
 
-// enum peering_flags of bpf/lib/types.h.
-const (
-	peeringExternal   = 1
-	peeringMasquerade = 2
-)
-
 func peeringRows(p *plan.Plan, s Slot) map[bpf.LacePeeringKey]bpf.LacePeering {
 	rows := make(map[bpf.LacePeeringKey]bpf.LacePeering, len(p.Peerings))
 	for _, g := range p.Peerings {
@@ -43,10 +37,10 @@ func peeringRow(g plan.Peering) bpf.LacePeering {
 	row := bpf.LacePeering{Network: uint32(g.To), Line: uint32(g.Line), Peer: g.Peer}
 	row.Sid.U8 = addr(g.SID.Addr).U8
 	if g.External {
-		row.Flags |= peeringExternal
+		row.Flags |= uint32(bpf.LacePeeringFlagsPEERING_EXTERNAL)
 	}
 	if g.Masquerade {
-		row.Flags |= peeringMasquerade
+		row.Flags |= uint32(bpf.LacePeeringFlagsPEERING_MASQUERADE)
 	}
 	return row
 }

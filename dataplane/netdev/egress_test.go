@@ -42,11 +42,17 @@ func defaultBy(l netlink.Link, gw, src string) route {
 	return r
 }
 
+func outlook(t *testing.T, h *Handle, p *plan.Plan) *Outlook {
+	t.Helper()
+	o, err := h.Outlook(p)
+	must(t, err)
+	return o
+}
+
 // wantEgresses compares interfaces by name with the addresses that they masquerade as; "" is none.
 func wantEgresses(t *testing.T, h *Handle, want map[string][2]string) {
 	t.Helper()
-	all, err := h.Egresses(withExternal(testPlan()))
-	must(t, err)
+	all := outlook(t, h, withExternal(testPlan())).Egresses()
 	have, last := map[string][2]string{}, 0
 	for _, e := range all {
 		text := func(a netip.Addr) string {
@@ -75,8 +81,8 @@ func second(t *testing.T, c *conn, name string) netlink.Link {
 
 func TestEgresses(t *testing.T) {
 	h, c, u0 := hostNode(t)
-	if e, err := h.Egresses(testPlan()); len(e) > 0 || err != nil {
-		t.Errorf("without external networks: %v, %v", e, err)
+	if e := outlook(t, h, testPlan()).Egresses(); len(e) > 0 {
+		t.Errorf("without external networks: %v", e)
 	}
 	must(t, errorOf(h.Apply(withHost(withExternal(testPlan())), Options{MTU: uplinkMTU})))
 	u1, idle := second(t, c, "u1"), second(t, c, "idle")
@@ -194,8 +200,7 @@ func TestAddresses(t *testing.T) {
 
 func wantAddresses(t *testing.T, h *Handle, want map[string]int) {
 	t.Helper()
-	have, err := h.Addresses()
-	must(t, err)
+	have := outlook(t, h, testPlan()).Addresses()
 	text := map[string]int{}
 	for a, index := range have {
 		text[a.String()] = index
@@ -214,8 +219,7 @@ func TestNodeAddress(t *testing.T) {
 	p.Uplinks = []string{"u1"}
 	want := func(v4 string) {
 		t.Helper()
-		s, err := h.HostSide(p)
-		must(t, err)
+		s := outlook(t, h, p).HostSide()
 		if s.V4 != parseOrNone(v4) || s.V6 != p.Underlay || s.Loopback != 1 {
 			t.Errorf("HostSide() = %+v, want %s", s, v4)
 		}

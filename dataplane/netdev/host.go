@@ -29,28 +29,19 @@ type HostSide struct {
 	V6       netip.Addr
 }
 
-// HostSide finds the pair between the host and the overlay, and the node's own addresses: V6 is the underlay address, V4 the source of
+// HostSide is the pair between the host and the overlay, and the node's own addresses: V6 is the underlay address, V4 the source of
 // the default route, else an address of an uplink, else of any interface that is not Lace's; invalid where there is none.
-func (h *Handle) HostSide(p *plan.Plan) (HostSide, error) {
-	s := HostSide{V6: p.Underlay}
-	o, err := h.outlook()
-	if err != nil {
-		return s, err
-	}
-	if s.V4, err = h.nodeV4(p, o); err != nil {
-		return s, err
-	}
-	for _, l := range o.links {
+func (o *Outlook) HostSide() HostSide {
+	s := HostSide{V4: o.node, V6: o.plan.Underlay}
+	for index, l := range o.links {
 		if loopback(l) {
-			s.Loopback = l.Attrs().Index
+			s.Loopback = index
 		}
 	}
-	side, peer, err := h.host.pair(plan.HostSide, plan.HostPeer)
-	if side == nil || err != nil {
-		return s, err
+	if o.stack != nil {
+		s.Stack, s.Peer, s.MAC = o.stack.Attrs().Index, o.peer.Attrs().Index, macOf(o.stack)
 	}
-	s.Stack, s.Peer, s.MAC = side.Attrs().Index, peer.Attrs().Index, macOf(side)
-	return s, nil
+	return s
 }
 
 func needsHostPair(p *plan.Plan) bool { return len(p.HostRoutes) > 0 || len(p.Externals) > 0 }
@@ -114,19 +105,15 @@ func (a *applier) hostRoutes(p *plan.Plan) ([]route, error) {
 	if a.stack == nil || len(p.HostRoutes) == 0 {
 		return nil, nil
 	}
-	o, err := a.outlook()
+	o, err := a.Outlook(p)
 	if err != nil {
 		return nil, err
 	}
-	v4, err := a.nodeV4(p, o)
-	if err != nil {
-		return nil, err
-	}
-	v6 := o.nodeV6(p)
+	v6 := o.nodeV6()
 	rs := make([]route, 0, len(p.HostRoutes))
 	for _, dst := range p.HostRoutes {
 		r := onLink(dst, a.stack.Attrs().Index)
-		if r.src = v4; dst.Addr().Is6() {
+		if r.src = o.node; dst.Addr().Is6() {
 			r.src = v6
 		}
 		rs = append(rs, r)

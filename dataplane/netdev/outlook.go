@@ -15,8 +15,13 @@ import (
 	"github.com/lace-net/lace/dataplane/plan"
 )
 
-// outlook is how the host saw the outside at one time: its links, its addresses, and the ways out that are not Lace's.
-type outlook struct {
+// Outlook is how the host saw the outside at one time, as far as a plan asks: its links, its addresses, and the ways out that are not
+// Lace's. A router has very many routes: they are read once for all that is asked.
+type Outlook struct {
+	plan      *plan.Plan
+	node      netip.Addr           // the node's own IPv4 address; invalid: it has none
+	stack     netlink.Link         // lc-host; nil: it is not there
+	peer      netlink.Link         // lc-host-peer; nil with stack
 	links     map[int]netlink.Link // by index
 	addresses []localAddress       // sorted by link; those of one link oldest first
 	ways      map[int]bool         // links that a unicast route leaves by, of any table
@@ -36,12 +41,14 @@ type defaultRoute struct {
 	links []int
 }
 
-func (h *Handle) outlook() (*outlook, error) {
+// Outlook reads what the host is now.
+func (h *Handle) Outlook(p *plan.Plan) (*Outlook, error) {
 	links, err := h.host.links()
 	if err != nil {
 		return nil, err
 	}
-	o := &outlook{links: make(map[int]netlink.Link, len(links))}
+	o := &Outlook{plan: p, links: make(map[int]netlink.Link, len(links))}
+	o.stack, o.peer = pairOf(links, plan.HostSide, plan.HostPeer)
 	for l := range maps.Values(links) {
 		o.links[l.Attrs().Index] = l
 	}
@@ -51,7 +58,9 @@ func (h *Handle) outlook() (*outlook, error) {
 	if err := h.host.waysOut(o); err != nil {
 		return nil, fmt.Errorf("list the routes: %w", err)
 	}
-	return o, nil
+	uplinks, err := h.Uplinks(p)
+	o.node = o.nodeV4(uplinks)
+	return o, err
 }
 
 // localAddresses lists the addresses of all links. The kernel has an IPv4 link's oldest first, and an IPv6 link's newest.
@@ -76,7 +85,7 @@ func (c *conn) localAddresses() ([]localAddress, error) {
 }
 
 // waysOut reads the routes of all tables, of which a router has very many: it keeps no more than it needs.
-func (c *conn) waysOut(o *outlook) error {
+func (c *conn) waysOut(o *Outlook) error {
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		_, err := list(func() ([]struct{}, error) {
 			return nil, c.RouteListFilteredIter(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE, o.way)
@@ -100,7 +109,7 @@ func tableOrder(r defaultRoute) int {
 
 // way takes one route in; of the same one twice, where the table is read again, the second changes nothing. What leads to link-local
 // addresses, which every link with IPv6 has, leads nowhere outside.
-func (o *outlook) way(r netlink.Route) bool {
+func (o *Outlook) way(r netlink.Route) bool {
 	dst, ok := prefix(r.Dst)
 	if !ok || r.Type != unix.RTN_UNICAST || r.Protocol == protocol || dst.Addr().IsMulticast() || dst.Addr().Is6() && dst.Addr().IsLinkLocalUnicast() {
 		return true
@@ -142,7 +151,7 @@ func (a localAddress) rank(gateway netip.Addr) (rank int) {
 
 // source is the address of a link as which packets leave by it: what a default route by it prefers, else the best of its own, else of
 // the VRF that it is in. Invalid: it has none.
-func (o *outlook) source(index int, is func(netip.Addr) bool) netip.Addr {
+func (o *Outlook) source(index int, is func(netip.Addr) bool) netip.Addr {
 	var gateway netip.Addr
 	for _, r := range o.defaults {
 		if !is(r.dst.Addr()) || !slices.Contains(r.links, index) {
@@ -162,7 +171,7 @@ func (o *outlook) source(index int, is func(netip.Addr) bool) netip.Addr {
 	return netip.Addr{}
 }
 
-func (o *outlook) best(index int, gateway netip.Addr, is func(netip.Addr) bool) (best netip.Addr) {
+func (o *Outlook) best(index int, gateway netip.Addr, is func(netip.Addr) bool) (best netip.Addr) {
 	rank := -1
 	for _, a := range o.addresses {
 		if a.index == index && is(a.Addr()) && a.outside() && a.rank(gateway) > rank {
@@ -173,7 +182,7 @@ func (o *outlook) best(index int, gateway netip.Addr, is func(netip.Addr) bool) 
 }
 
 // vrfOf is the index of the VRF that a link is in, 0 of none.
-func (o *outlook) vrfOf(index int) int {
+func (o *Outlook) vrfOf(index int) int {
 	l := o.links[index]
 	if l == nil {
 		return 0
@@ -192,11 +201,7 @@ func lace(l netlink.Link) bool {
 }
 
 // nodeV4 is the node's own IPv4 address: of the host's own tables, which those of its VRFs are not.
-func (h *Handle) nodeV4(p *plan.Plan, o *outlook) (netip.Addr, error) {
-	uplinks, err := h.Uplinks(p)
-	if err != nil {
-		return netip.Addr{}, err
-	}
+func (o *Outlook) nodeV4(uplinks []Uplink) netip.Addr {
 	var candidates []int
 	for _, r := range o.defaults {
 		if r.table == unix.RT_TABLE_MAIN && r.dst.Addr().Is4() {
@@ -212,17 +217,17 @@ func (h *Handle) nodeV4(p *plan.Plan, o *outlook) (netip.Addr, error) {
 			continue
 		}
 		if a := o.source(index, netip.Addr.Is4); a.IsValid() {
-			return a, nil
+			return a
 		}
 	}
-	return netip.Addr{}, nil
+	return netip.Addr{}
 }
 
 // nodeV6 is the underlay address where the host's own tables have it now.
-func (o *outlook) nodeV6(p *plan.Plan) netip.Addr {
+func (o *Outlook) nodeV6() netip.Addr {
 	for _, a := range o.addresses {
-		if a.Addr() == p.Underlay && a.ready() && o.vrfOf(a.index) == 0 {
-			return p.Underlay
+		if a.Addr() == o.plan.Underlay && a.ready() && o.vrfOf(a.index) == 0 {
+			return o.plan.Underlay
 		}
 	}
 	return netip.Addr{}

@@ -71,8 +71,7 @@ func TestProgramsMayAskForTheHostsRoutes(t *testing.T) {
 	}
 	must(t, errorOf(h.Apply(withHost(withExternal(testPlan())), Options{MTU: uplinkMTU})))
 	sysctlIs(t, c, whole)
-	s, err := h.HostSide(testPlan())
-	must(t, err)
+	s := outlook(t, h, testPlan()).HostSide()
 
 	u1 := second(t, c, "u1")
 	policy := defaultBy(u1, "192.0.2.254", "")
@@ -133,8 +132,7 @@ func TestHostTalksByThePair(t *testing.T) {
 	must(t, c.sysctl("ipv4/ip_forward", "0"))
 	must(t, c.sysctl("ipv4/conf/default/rp_filter", "1")) // what lc-host is made with
 	must(t, errorOf(h.Apply(withHost(testPlan()), Options{MTU: uplinkMTU})))
-	s, err := h.HostSide(testPlan())
-	must(t, err)
+	s := outlook(t, h, testPlan()).HostSide()
 	peer := packetSocket(t, c, s.Peer)
 	must(t, unix.SetsockoptTimeval(peer, unix.SOL_SOCKET, unix.SO_RCVTIMEO, timeval(10*time.Second)))
 	for _, filter := range []string{"0", "1", "2"} {
@@ -160,14 +158,13 @@ func TestHostTalksByThePair(t *testing.T) {
 func TestHostDoesNotHearOthersByThePair(t *testing.T) {
 	h, c, _ := hostNode(t)
 	must(t, errorOf(h.Apply(withHost(testPlan()), Options{MTU: uplinkMTU})))
-	s, err := h.HostSide(testPlan())
-	must(t, err)
+	s := outlook(t, h, testPlan()).HostSide()
 	must(t, c.sysctl("ipv4/conf/all/rp_filter", "1"))
 	peer := packetSocket(t, c, s.Peer)
 	node := netip.MustParseAddrPort(nodeV4 + ":7")
 	server := listen(t, c, node)
 	for _, from := range []string{"203.0.113.66:5000", "10.40.2.3:5000"} {
-		_, err = unix.Write(peer, datagram{netip.MustParseAddrPort(from), node}.frame(t, s.MAC))
+		_, err := unix.Write(peer, datagram{netip.MustParseAddrPort(from), node}.frame(t, s.MAC))
 		must(t, err)
 	}
 	if from, err := echo(server); err != nil || from.Addr() != netip.MustParseAddr("10.40.2.3") {

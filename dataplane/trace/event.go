@@ -45,10 +45,10 @@ type Rewrite struct {
 type Side uint8
 
 const (
-	SideNone     Side = iota // a container or a node sent it
-	SideOutside              // an interface of the host, from outside of the overlay
-	SideHost                 // lc-host-peer, from the host's stack
-	SideLoopback             // lo, from the host's stack to itself
+	SideNone     = Side(bpf.LaceOuterSideOUTER_NONE)     // a container or a node sent it
+	SideOutside  = Side(bpf.LaceOuterSideOUTER_OUTSIDE)  // an interface of the host, from outside of the overlay
+	SideHost     = Side(bpf.LaceOuterSideOUTER_HOST)     // lc-host-peer, from the host's stack
+	SideLoopback = Side(bpf.LaceOuterSideOUTER_LOOPBACK) // lo, from the host's stack to itself
 )
 
 // verdicts and stages are the words for the enums of bpf/lib. A test holds them against C.

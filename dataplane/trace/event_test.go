@@ -75,20 +75,6 @@ func encoded(t testing.TB, raw bpf.LaceEvent) []byte {
 	return b
 }
 
-// TestSidesAreThoseOfC holds the numbers against the C enum.
-func TestSidesAreThoseOfC(t *testing.T) {
-	sides := map[string]Side{"OUTER_NONE": SideNone, "OUTER_OUTSIDE": SideOutside, "OUTER_HOST": SideHost, "OUTER_LOOPBACK": SideLoopback}
-	values := enumOf(t, "outer_side")
-	if len(values) != len(sides) {
-		t.Errorf("C knows %d sides, want %d", len(values), len(sides))
-	}
-	for _, v := range values {
-		if side, ok := sides[v.Name]; !ok || uint64(side) != v.Value {
-			t.Errorf("%s is %d in C, and %d (%v) here", v.Name, v.Value, side, ok)
-		}
-	}
-}
-
 func TestDecode(t *testing.T) {
 	origin := time.Unix(1000, 0)
 	b := encoded(t, made())
