@@ -118,6 +118,7 @@ func stagesOf(events []trace.Event) (out []bpf.LaceStage) {
 }
 
 func TestAsideTellsEveryStage(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	_, first, second := configured(t, b)
 	a := b.aside()
@@ -188,6 +189,7 @@ func (b *bed) trail(h *Hooks) (s trail) {
 }
 
 func TestAsideLeavesNoTrace(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	h, first, _ := configured(t, b)
 	before := b.trail(h)
@@ -204,6 +206,7 @@ func TestAsideLeavesNoTrace(t *testing.T) {
 
 // The configuration is the one that holds now, with an agent and without.
 func TestAsideFollowsTheLiveTables(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	h, first, _ := configured(t, b)
 	a := b.aside()
@@ -230,6 +233,7 @@ func TestAsideWithoutTables(t *testing.T) {
 }
 
 func TestAsideRefusesWhatItCannotRun(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	_, first, _ := configured(t, b)
 	a := b.aside()
@@ -241,6 +245,7 @@ func TestAsideRefusesWhatItCannotRun(t *testing.T) {
 
 // What the attached programs have learned decides here too, and what is learned here stays here.
 func TestAsideKnowsWhatWasLearned(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	h, _, _ := configured(t, b)
 	live := h.Collection().Maps["learned"]

@@ -27,6 +27,14 @@ type bed struct {
 	log *slog.Logger
 }
 
+// takesLong skips, with -short, what loads the programs many times, or what all kernels do alike.
+func takesLong(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes minutes where processors are emulated: run it without -short")
+	}
+}
+
 func newBed(t *testing.T) *bed {
 	t.Helper()
 	if os.Geteuid() != 0 {

@@ -149,6 +149,7 @@ func TestCollectTranslated(t *testing.T) {
 
 // TestFlowsOutliveTheAgent: the object's own small table does not take the place of the one that is pinned.
 func TestFlowsOutliveTheAgent(t *testing.T) {
+	takesLong(t)
 	p := newPair(newBed(t), false)
 	h := p.agent()
 	_, err := h.Maps().SyncFlows(5000)
@@ -173,6 +174,7 @@ func TestFlowsOutliveTheAgent(t *testing.T) {
 // TestSwitchUnderTraffic resizes the flows, writes new generations and ends containers' flows, over and over, under a stream
 // of packets that is allowed all the time: none is lost, and it stays one flow.
 func TestSwitchUnderTraffic(t *testing.T) {
+	takesLong(t)
 	ways(t, func(t *testing.T, b *bed, clsact bool) {
 		p := newPair(b, clsact)
 		h := p.agent()
@@ -228,6 +230,7 @@ func be16(v uint16) uint16 {
 
 // TestFullTableKeepsFlows: while the table is full new flows are refused, and the stream goes on.
 func TestFullTableKeepsFlows(t *testing.T) {
+	takesLong(t)
 	p := newPair(newBed(t), false)
 	h := p.agent()
 	_, err := h.Maps().SyncFlows(1024)

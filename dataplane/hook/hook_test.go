@@ -151,6 +151,7 @@ func TestForeignTablePin(t *testing.T) {
 }
 
 func TestForeignLinkPin(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	h := b.load(false)
 	if !h.TCX() {
@@ -271,6 +272,7 @@ func TestCommitDropsLinks(t *testing.T) {
 }
 
 func TestCommitDropsOldLayouts(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	older := []string{filepath.Join(b.dir, "v1", "ports"), filepath.Join(b.dir, "v2", "ports")}
 	kept := filepath.Join(b.dir, "v1-of-somebody", "ports")

@@ -256,6 +256,7 @@ func TestReplaceWithoutLoss(t *testing.T) {
 // TestReplaceAnOlderLayout: an agent whose tables have another shape left its programs attached, with their tables and tail
 // calls pinned. They go on until each interface has its new program, and then all of that goes.
 func TestReplaceAnOlderLayout(t *testing.T) {
+	takesLong(t)
 	ways(t, func(t *testing.T, b *bed, clsact bool) {
 		p := newPair(b, clsact)
 		h := p.agent()
@@ -286,6 +287,7 @@ func TestReplaceAnOlderLayout(t *testing.T) {
 // TestKilledBetweenSteps leaves off after each step of an upgrade: what a killed agent leaves are its
 // pins, its descriptors go. Traffic goes on, and the next agent puts all in order.
 func TestKilledBetweenSteps(t *testing.T) {
+	takesLong(t)
 	steps := map[string]func(p *pair, h *Hooks){
 		"loaded":         func(*pair, *Hooks) {},
 		"one attached":   func(p *pair, h *Hooks) { must(p.t, p.attach(h, p.host[0].Attrs().Index, PodL3)) },
@@ -325,6 +327,7 @@ func TestKilledBetweenSteps(t *testing.T) {
 // TestCommitKeepsStagesOfWhatIsBehind: an interface that could not be given the new program goes on
 // with the old one.
 func TestCommitKeepsStagesOfWhatIsBehind(t *testing.T) {
+	takesLong(t)
 	b := newBed(t)
 	p := newPair(b, false)
 	h := p.agent()
