@@ -35,10 +35,23 @@ func (p Publication) Clashes(o Publication) bool {
 // PublicationsOf are the ports of this node that lead to a container: one for each family that it has, where no address is given.
 func PublicationsOf(p plan.Port) []Publication {
 	var all []Publication
+	for _, l := range leading(p) {
+		all = append(all, Publication{At: netip.AddrPortFrom(l.at, l.publish.Port), Protocol: l.publish.Protocol})
+	}
+	return all
+}
+
+// lead is a published port at an address of this node, or at every one of a family, and the container's address that it leads to.
+type lead struct {
+	publish plan.Publish
+	at, to  netip.Addr
+}
+
+func leading(p plan.Port) (all []lead) {
 	for _, v := range p.Publish {
 		for _, to := range []netip.Addr{p.V4, p.V6} {
 			if at, ok := publishedAt(v, to); ok {
-				all = append(all, Publication{At: netip.AddrPortFrom(at, v.Port), Protocol: v.Protocol})
+				all = append(all, lead{v, at, to})
 			}
 		}
 	}
@@ -62,16 +75,10 @@ type publicationRows = map[bpf.LacePublicationKey]bpf.LacePublication
 
 func publicationRowsOf(p plan.Port, s Slot) publicationRows {
 	rows := publicationRows{}
-	for _, v := range p.Publish {
-		for _, to := range []netip.Addr{p.V4, p.V6} {
-			at, ok := publishedAt(v, to)
-			if !ok {
-				continue
-			}
-			row := bpf.LacePublication{Network: uint32(p.NetworkID), Port: netPort(v.To)}
-			row.Addr.U8 = addr(to).U8
-			rows[publicationKey(at, v, s)] = row
-		}
+	for _, l := range leading(p) {
+		row := bpf.LacePublication{Network: uint32(p.NetworkID), Port: netPort(l.publish.To)}
+		row.Addr.U8 = addr(l.to).U8
+		rows[publicationKey(l.at, l.publish, s)] = row
 	}
 	return rows
 }
