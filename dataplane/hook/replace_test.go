@@ -233,6 +233,7 @@ func (p *pair) counted() map[string]uint64 {
 
 // TestReplaceWithoutLoss upgrades the agent again and again under a stream of packets.
 func TestReplaceWithoutLoss(t *testing.T) {
+	takesLong(t)
 	ways(t, func(t *testing.T, b *bed, clsact bool) {
 		p := newPair(b, clsact)
 		h := p.agent()
