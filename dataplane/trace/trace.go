@@ -23,15 +23,15 @@ type Reader struct {
 	ring   *ringbuf.Reader
 	events *ebpf.Map
 	lock   *os.File
-	origin time.Time
-	start  time.Time
+	origin time.Time // the wall clock when the monotonic clock was zero
+	start  time.Time // of Open
 }
 
 // Open opens the ring buffer that is pinned in dir. A ring has one reader: lock is the path of the file
 // that says so. Events from before Open are left out. Where no agent has pinned events since the host
 // started, the error is fs.ErrNotExist and says so.
 func Open(dir, lock string) (*Reader, error) {
-	r := &Reader{start: time.Now()}
+	r := &Reader{}
 	if err := r.open(dir, lock); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
@@ -45,7 +45,7 @@ func (r *Reader) open(dir, lock string) (err error) {
 	if r.lock, err = takeLock(lock); err != nil {
 		return err
 	}
-	if r.origin, err = origin(); err != nil {
+	if r.origin, r.start, err = clocks(); err != nil {
 		return err
 	}
 	if r.ring, err = ringbuf.NewReader(r.events); err != nil {
@@ -85,13 +85,15 @@ func takeLock(path string) (*os.File, error) {
 	return nil, fmt.Errorf("lock %s: %w", path, err)
 }
 
-// origin is the wall clock when the monotonic clock was zero.
-func origin() (time.Time, error) {
+// clocks are the wall clock when the monotonic clock, by which events are timed, was zero, and now. However long it takes from one
+// reading to the other, what was timed before now is before it by this origin.
+func clocks() (origin, now time.Time, err error) {
 	var mono unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono); err != nil {
-		return time.Time{}, fmt.Errorf("read the clock: %w", err)
+		return origin, now, fmt.Errorf("read the clock: %w", err)
 	}
-	return time.Now().Add(-time.Duration(mono.Nano())), nil
+	now = time.Now()
+	return now.Add(-time.Duration(mono.Nano())), now, nil
 }
 
 // Each calls f for every event until ctx ends or f fails.
