@@ -29,6 +29,7 @@ block-size = { v4 = 29 }
 
 // TestAttach is what one node's agent does for containers, right ones and wrong ones.
 func TestAttach(t *testing.T) {
+	takesLong(t)
 	n := newBed(t, bedOptions{nodes: 1, networks: small}).nodes[0]
 	for _, tt := range []struct {
 		name string
@@ -100,7 +101,6 @@ func checkAttachAtOnce(t *testing.T, n *node) {
 }
 
 func checkFifty(t *testing.T, n *node) {
-	takesLong(t)
 	all := make([]*container, 50)
 	for i := range all {
 		all[i] = n.newContainer(t, fmt.Sprint("many", i))
@@ -163,7 +163,6 @@ func refused(t *testing.T, n *node, c *container, network, says string, change .
 }
 
 func checkRefusals(t *testing.T, n *node) {
-	takesLong(t)
 	n.run(t, "holder", "backend", withIPs("10.40.1.50"))
 	c := n.newContainer(t, "refused")
 	none := filepath.Join(t.TempDir(), "file")

@@ -17,11 +17,9 @@ import (
 
 // TestReplication sends frames for many: all others of the segment get them once, and nobody else.
 func TestReplication(t *testing.T) {
+	takesLong(t)
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
-			if form.srh {
-				takesLong(t)
-			}
 			s := newSegBed(t, bedOptions{srh: form.srh})
 			var strangers []*capture
 			for _, n := range s.nodes {
@@ -235,7 +233,6 @@ func (s *storm) end() int {
 // checkStorm has a container send frames for all as fast as it can: two others go on as they do while it sends as many that go
 // nowhere, which costs the machine the same. Others that use the machine disturb that: the best of three times counts.
 func checkStorm(t *testing.T, s *segBed) {
-	takesLong(t)
 	before := s.a.node.counter("flood_limited")
 	best, sent := 0.0, 0
 	for range 3 {

@@ -27,11 +27,9 @@ func tag(id int, kind int, payload []byte) []byte { return join(be16(id), be16(k
 
 // TestFrames sends frames of all kinds and compares them byte by byte: on the wire, at the other node and on this one.
 func TestFrames(t *testing.T) {
+	takesLong(t)
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
-			if form.srh {
-				takesLong(t)
-			}
 			s := newSegBed(t, bedOptions{srh: form.srh})
 			t.Run("whole", func(t *testing.T) { checkFrames(t, s) })
 			t.Run("priority", func(t *testing.T) { checkPriorityTag(t, s) })

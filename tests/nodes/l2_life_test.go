@@ -226,6 +226,7 @@ func TestSegmentUninstall(t *testing.T) {
 // TestSegmentOverRawUplink joins two nodes by tun devices: packets without an Ethernet header, of which the kernel has to see that
 // they are IPv6, whatever frame is in them.
 func TestSegmentOverRawUplink(t *testing.T) {
+	takesLong(t)
 	needRoot(t)
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
