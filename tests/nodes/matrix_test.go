@@ -81,14 +81,16 @@ type matrix struct {
 	sent     atomic.Int64  // probes so far: the index of the next
 	arrived  []atomic.Bool // by index
 	answered []atomic.Bool // those of matrixAlways
-	stop     chan struct{}
+	stop     chan struct{} // nothing more is sent
+	over     chan struct{} // nothing more is read
 	done     sync.WaitGroup
+	read     sync.WaitGroup
 }
 
 // startMatrix begins to send a round every millisecond, fewer where processors are slow.
 func startMatrix(t *testing.T, from, to [4]*container) *matrix {
 	t.Helper()
-	m := &matrix{from: from, to: to, stop: make(chan struct{}), arrived: make([]atomic.Bool, maxRounds*perRound), answered: make([]atomic.Bool, maxRounds*perRound)}
+	m := &matrix{from: from, to: to, stop: make(chan struct{}), over: make(chan struct{}), arrived: make([]atomic.Bool, maxRounds*perRound), answered: make([]atomic.Bool, maxRounds*perRound)}
 	for i, c := range from {
 		m.out[i], m.mac[i] = c.sender(t, "eth0"), c.mac(t, "eth0")
 		for _, a := range to[i].addresses() {
@@ -110,6 +112,8 @@ func (m *matrix) end() {
 		close(m.stop)
 	}
 	m.done.Wait()
+	close(m.over)
+	m.read.Wait()
 }
 
 // enlarge gives a socket room for what comes while nobody reads.
@@ -211,20 +215,17 @@ func parseProbe(b []byte, word string) (int, bool) {
 // readAnswers notes the answers as they come in at a container.
 func (m *matrix) readAnswers(t *testing.T, c *container) {
 	fd := c.packetSocket(t, "eth0", unix.ETH_P_ALL)
-	m.done.Go(func() {
+	m.read.Go(func() {
 		defer unix.Close(fd)
 		b := make([]byte, 2048)
 		for {
 			n, _, err := unix.Recvfrom(fd, b, 0)
 			if index, ok := parseProbe(b[max(n-9, 0):max(n, 0)], "reply"); err == nil && ok {
 				m.answered[index].Store(true)
-				continue
 			}
 			select {
-			case <-m.stop:
-				if err != nil { // nothing is left
-					return
-				}
+			case <-m.over:
+				return
 			default:
 			}
 		}
