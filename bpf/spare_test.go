@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/lace-net/lace/bpf"
+	"github.com/lace-net/lace/tests/slow"
 )
 
 // spares are loaded programs that no test has now, by how they decapsulate. The verifier would take most of the time of
@@ -99,11 +100,6 @@ func forgetEvents(t testing.TB, m *ebpf.Map) {
 	}
 }
 
-// decidedByNoKernel skips, with -short, long tables about what the programs make of packets: the kernel has no part in that once
-// the verifier has let them in.
-func decidedByNoKernel(t testing.TB) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("takes minutes where processors are emulated: run it without -short")
-	}
-}
+// decidedByNoKernel is for long tables about what the programs make of packets: the kernel has no part in that once the verifier
+// has let them in.
+var decidedByNoKernel = slow.TakesLong

@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/lace-net/lace/tests/slow"
 	"github.com/lace-net/lace/topology"
 )
 
@@ -253,13 +254,7 @@ func patience() time.Duration {
 	return 10 * time.Second
 }
 
-// takesLong skips, with -short, a test that no kernel decides: it takes half a minute where processors are emulated.
-func takesLong(t *testing.T) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("takes minutes where processors are emulated: run it without -short")
-	}
-}
+var takesLong = slow.TakesLong
 
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()

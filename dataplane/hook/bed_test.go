@@ -17,6 +17,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/lace-net/lace/tests/slow"
 )
 
 // bed is a network namespace with a bpffs of its own: a node, as far as programs and pins go.
@@ -27,13 +29,7 @@ type bed struct {
 	log *slog.Logger
 }
 
-// takesLong skips, with -short, what loads the programs many times, or what all kernels do alike.
-func takesLong(t *testing.T) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("takes minutes where processors are emulated: run it without -short")
-	}
-}
+var takesLong = slow.TakesLong
 
 func newBed(t *testing.T) *bed {
 	t.Helper()

@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/lace-net/lace/bpf"
+	"github.com/lace-net/lace/tests/slow"
 )
 
 func needRoot(t testing.TB) {
@@ -183,10 +184,4 @@ func newReservationMap(t *testing.T) *ebpf.Map {
 // emulated says that this is the VM, whose processors are 20 to 45 times slower.
 func emulated() bool { return os.Getenv("LACE_VM") != "" }
 
-// takesLong skips, with -short, what all kernels do alike.
-func takesLong(t *testing.T) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("takes minutes where processors are emulated: run it without -short")
-	}
-}
+var takesLong = slow.TakesLong

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/lace-net/lace/dataplane/plan"
+	"github.com/lace-net/lace/tests/slow"
 	"github.com/lace-net/lace/topology"
 )
 
@@ -111,13 +112,7 @@ func forms(t *testing.T, f func(t *testing.T, vrf bool)) {
 	})
 }
 
-// takesLong skips, with -short, what all kernels do alike.
-func takesLong(t *testing.T) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("takes minutes where processors are emulated: run it without -short")
-	}
-}
+var takesLong = slow.TakesLong
 
 func must(t *testing.T, err error) {
 	t.Helper()

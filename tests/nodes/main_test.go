@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lace-net/lace/tests/slow"
 )
 
 // The test binary runs as three things, told by its environment.
@@ -27,13 +29,7 @@ const (
 // inVM is set where processors are emulated, 20 to 45 times slower.
 var inVM = os.Getenv("LACE_VM") != ""
 
-// takesLong skips, with -short, what takes minutes where processors are emulated. Smaller tests show there what a kernel decides.
-func takesLong(t *testing.T) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("takes minutes where processors are emulated: run it without -short")
-	}
-}
+var takesLong = slow.TakesLong
 
 // patience bounds every wait for a condition.
 var patience = func() time.Duration {
