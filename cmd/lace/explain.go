@@ -124,7 +124,7 @@ type explainer struct {
 	plan  *plan.Plan
 	topo  *topology.Topology // of the file; nil: it is not the one of the plan
 	dev   *netdev.Handle
-	host  *netdev.Outlook
+	host  *netdev.Outlook // where no container sends
 	ports []netdev.Port
 	links map[uint32]string
 	notes []string
@@ -141,9 +141,6 @@ func newExplainer(ctx context.Context, e *env, s conf.Settings) (*explainer, err
 	}
 	if err == nil {
 		err = x.readPlan(ctx, e, s)
-	}
-	if err == nil {
-		x.host, err = x.dev.Outlook(x.plan)
 	}
 	if err != nil {
 		x.dev.Close()

@@ -55,6 +55,9 @@ func title(a plan.Attachment) string {
 func (x *explainer) findOrigin(q question) (*origin, error) {
 	from, network, to := q.from, q.network, q.to
 	if from == hostWord {
+		if err := x.lookAround(); err != nil {
+			return nil, err
+		}
 		return x.thisHost(netip.Addr{}, q)
 	}
 	found := x.containers(from, to)
@@ -78,6 +81,9 @@ func (x *explainer) findOrigin(q question) (*origin, error) {
 	case len(found) > 1:
 		return nil, fmt.Errorf("%s could be one of several; name the network with --network:%s", from, listOrigins(found))
 	case isAddr:
+		if err := x.lookAround(); err != nil {
+			return nil, err
+		}
 		return x.outside(addr, q)
 	}
 	return nil, x.noContainer(from, network, to)

@@ -19,6 +19,12 @@ import (
 // hostWord stands for this host as the sender.
 const hostWord = "host"
 
+// lookAround finds out what this host is.
+func (x *explainer) lookAround() (err error) {
+	x.host, err = x.dev.Outlook(x.plan)
+	return err
+}
+
 // thisHost sends from one of its addresses; an invalid one: from that which it takes for the target.
 func (x *explainer) thisHost(addr netip.Addr, q question) (*origin, error) {
 	if q.via != "" {

@@ -72,15 +72,15 @@ func (st *status) readOutside(dev *netdev.Handle, p *plan.Plan) error {
 	for _, e := range p.Externals {
 		st.Externals = append(st.Externals, st.external(p, e))
 	}
+	if len(p.Externals) == 0 && len(p.HostRoutes) == 0 {
+		return nil
+	}
 	o, err := dev.Outlook(p)
 	if err != nil {
 		return err
 	}
 	for _, e := range o.Egresses() {
 		st.Egresses = append(st.Egresses, egressStatus{e.Name, e.V4, e.V6})
-	}
-	if len(p.Externals) == 0 && len(p.HostRoutes) == 0 {
-		return nil
 	}
 	side := o.HostSide()
 	st.Host = &hostStatus{Interface: plan.HostSide, Present: side.Stack != 0, V4: side.V4, V6: side.V6,

@@ -48,7 +48,9 @@ func (h *Handle) Outlook(p *plan.Plan) (*Outlook, error) {
 		return nil, err
 	}
 	o := &Outlook{plan: p, links: make(map[int]netlink.Link, len(links))}
-	o.stack, o.peer = pairOf(links, plan.HostSide, plan.HostPeer)
+	if o.stack, o.peer, err = h.host.pair(plan.HostSide, plan.HostPeer); err != nil {
+		return nil, err
+	}
 	for l := range maps.Values(links) {
 		o.links[l.Attrs().Index] = l
 	}
@@ -59,8 +61,11 @@ func (h *Handle) Outlook(p *plan.Plan) (*Outlook, error) {
 		return nil, fmt.Errorf("list the routes: %w", err)
 	}
 	uplinks, err := h.Uplinks(p)
+	if err != nil {
+		return nil, err
+	}
 	o.node = o.nodeV4(uplinks)
-	return o, err
+	return o, nil
 }
 
 // localAddresses lists the addresses of all links. The kernel has an IPv4 link's oldest first, and an IPv6 link's newest.

@@ -21,15 +21,6 @@ func (c *conn) pair(near, far string) (n, f netlink.Link, err error) {
 	return n, f, nil
 }
 
-// pairOf finds it among the host's links.
-func pairOf(links map[string]netlink.Link, near, far string) (n, f netlink.Link) {
-	n, f = links[near], links[far]
-	if n == nil || f == nil || !owned(n) || !pair(n, f) {
-		return nil, nil
-	}
-	return n, f
-}
-
 func pair(near, far netlink.Link) bool {
 	return near.Attrs().ParentIndex == far.Attrs().Index && far.Attrs().ParentIndex == near.Attrs().Index
 }
