@@ -84,7 +84,8 @@ static __always_inline int take_frame(struct __sk_buff *skb, struct context *ctx
 	neighbourly = is_neighbourly(skb, ctx, payload);
 	if (neighbourly || is_for_many(ctx) || !is_ip(ctx->type))
 		return take_opaque(skb, ctx, nexthdr, neighbourly);
-	reason = parse_inner(skb, ctx, ctx->type == bpf_htons(ETH_P_IP), payload, ctx->ecn);
+	ctx->v4 = ctx->type == bpf_htons(ETH_P_IP);
+	reason = parse_inner(skb, ctx, payload, ctx->ecn);
 	if (reason)
 		return drop(skb, check_outer(nexthdr) ?: reason);
 	return take_flow(skb, ctx, nexthdr, true);

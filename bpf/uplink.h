@@ -162,10 +162,11 @@ static __always_inline bool carry_congestion(struct __sk_buff *skb, bool v4, __u
 	return (void *)(ip6 + 1) <= packet_end(skb) && carry_congestion_v6(ip6, outer);
 }
 
-/* Read the inner packet where it lies, at offset; the context gets its flow. ecn: that of the outer header. */
-static __always_inline enum reason parse_inner(struct __sk_buff *skb, struct context *ctx, bool v4, __u32 offset,
-					       __u8 ecn)
+/* Read the inner packet of the context's family where it lies, at offset; the context gets its flow. ecn: that of the outer header. */
+static __always_inline enum reason parse_inner(struct __sk_buff *skb, struct context *ctx, __u32 offset, __u8 ecn)
 {
+	bool v4 = ctx->v4;
+
 	if (v4 ? !read_v4(skb, ctx, offset) : !read_v6(skb, ctx, offset))
 		return REASON_MALFORMED;
 	if (ecn & 1 && !carry_congestion(skb, v4, offset, ecn)) /* ECT(1) or CE */
@@ -179,7 +180,7 @@ static __always_inline enum reason parse_payload(struct __sk_buff *skb, struct c
 	ctx->v4 = outer->nexthdr == IPPROTO_IPIP;
 	if (!ctx->v4 && outer->nexthdr != IPPROTO_IPV6)
 		return REASON_WRONG_PAYLOAD;
-	return parse_inner(skb, ctx, ctx->v4, offset, outer->ecn);
+	return parse_inner(skb, ctx, offset, outer->ecn);
 }
 
 /*
